@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::engine::grammar::Constraint;
 use crate::engine::session::{Answer, Session, StopReason};
 use crate::home::tool_call::{FunctionAnswer, OfferedFunction, function_answer, is_intent, sentence_after};
-use crate::home::{Home, IntentPrompt, IntentScope, SharedHome, overview};
+use crate::home::{Home, IntentPrompt, IntentScope, NOTHING_FITS, SharedHome, overview};
 use crate::protocol::{Code, Input, Message, Refusal, Request, ResponseFormat, Role, Tool, ToolChoice};
 use std::sync::Arc;
 
@@ -163,6 +163,11 @@ impl HomeIntent {
             })
             .collect();
         answer.text = self.prompt.decide(&answer.text, &tokens).text;
+    }
+
+    /// Whether a finished answer is that nothing fits.
+    pub fn is_nothing(&self, answer: &Answer) -> bool {
+        answer.end == StopReason::Stop && answer.text == NOTHING_FITS
     }
 
     /// The call that a finished answer is; `None` where no functions are offered, and the answer is the intent itself.

@@ -30,6 +30,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("switch", &["switch", "switche", "plug", "outlet", "socket"]),
     ("person", &[WHO_IS, "where", "anyone", "anybody", "everyone", "everybody", "someone", "somebody", "people", "person"]),
     ("all",    &["all", "every", "everything", "everywhere", "each"]),
+    ("floor",  &["floor", "storey", "story", "level", "upstair", "downstair", "basement", "cellar", "attic", "loft"]),
     ("closing", &["closing", "shutting"]),
     ("closed", &["closed", "close", "shut"]),
     ("open",   &["open", "opened"]),

@@ -114,6 +114,8 @@ impl Grammar<'_> {
                 is_word(all.into_iter().chain(self.words()).reduce(|one, other| format!("{one} | {other}"))?)
             }
             IntentSlot::Area if self.parts.is_any_name => is_word(self.words()?),
+            // Any words may be a floor only where the sentence speaks of one: else "1969" could be the floor of a lamp.
+            IntentSlot::Floor if self.parts.is_any_floor && !self.parts.evidence.has("floor") => return None,
             IntentSlot::Floor if self.parts.is_any_floor => is_word(self.words()?),
             IntentSlot::Name(domains) => {
                 let fitting = self.parts.names.iter().filter(|(_, domain)| domains.contains(domain));

@@ -6,7 +6,6 @@
 
 use super::names::{NameList, NamedPlace};
 use super::words::{is_unspaced, words};
-use std::collections::HashMap;
 use std::ops::Range;
 
 /// What a name stands for: its number in the list of devices, areas or floors.
@@ -27,17 +26,18 @@ pub struct Mention {
     pub is_exact: bool,
 }
 
-/// The words of all names of a home, by the first of them.
+/// The words of all names of a home. A list, since its memory has to be small for a name of many short words too.
 #[derive(Debug, Default)]
 pub struct MentionIndex {
-    by_first_word: HashMap<String, Vec<IndexedName>>,
+    /// In the order of their first words.
+    names: Vec<IndexedName>,
     unspaced: Vec<(String, MentionTarget)>,
 }
 
 #[derive(Debug)]
 struct IndexedName {
-    /// The words after the first.
-    rest: Box<[String]>,
+    /// The words as they are compared, each with a space before the next.
+    words: Box<str>,
     /// The whole name in lower case.
     name: Box<str>,
     target: MentionTarget,
@@ -57,6 +57,8 @@ impl MentionIndex {
         };
         add_places(&names.areas, MentionTarget::Area);
         add_places(&names.floors, MentionTarget::Floor);
+        index.names.sort_by(|one, other| one.first_word().cmp(other.first_word()));
+        index.names.shrink_to_fit();
         index
     }
 
@@ -64,13 +66,18 @@ impl MentionIndex {
         if is_unspaced(name) {
             return self.unspaced.push((name.to_lowercase(), target));
         }
-        let mut stems = words(name).into_iter().map(|word| word.stem);
-        let Some(first) = stems.next() else { return };
-        self.by_first_word.entry(first).or_default().push(IndexedName {
-            rest: stems.collect(),
-            name: name.to_lowercase().into(),
-            target,
-        });
+        let stems: Vec<String> = words(name).into_iter().map(|word| word.stem).collect();
+        if !stems.is_empty() {
+            let (words, name) = (stems.join(" ").into(), name.to_lowercase().into());
+            self.names.push(IndexedName { words, name, target });
+        }
+    }
+
+    /// The names that begin with this word.
+    fn beginning_with(&self, word: &str) -> &[IndexedName] {
+        let start = self.names.partition_point(|name| name.first_word() < word);
+        let length = self.names[start..].partition_point(|name| name.first_word() == word);
+        &self.names[start..start + length]
     }
 
     /// The names that occur in `prompt`, in the order of their places. A name inside that of a device is left
@@ -79,10 +86,10 @@ impl MentionIndex {
         let found = words(prompt);
         let mut mentions = Vec::new();
         for (at, word) in found.iter().enumerate() {
-            for name in self.by_first_word.get(&word.stem).into_iter().flatten() {
-                let end = at + 1 + name.rest.len();
-                let Some(rest) = found.get(at + 1..end) else { continue };
-                if rest.iter().zip(&name.rest).all(|(word, wanted)| word.stem == *wanted) {
+            for name in self.beginning_with(&word.stem) {
+                let end = at + name.words.split(' ').count();
+                let Some(these) = found.get(at..end) else { continue };
+                if these.iter().zip(name.words.split(' ')).all(|(word, wanted)| word.stem == wanted) {
                     let place = word.place.start..found[end - 1].place.end;
                     let is_exact = prompt[place.clone()].to_lowercase() == *name.name;
                     mentions.push(Mention { place, target: name.target, is_exact });
@@ -109,6 +116,12 @@ impl MentionIndex {
             let sound = places.filter(|place| prompt.get(place.clone()).is_some());
             mentions.extend(sound.map(|place| Mention { place, target: *target, is_exact: true }));
         }
+    }
+}
+
+impl IndexedName {
+    fn first_word(&self) -> &str {
+        self.words.split(' ').next().unwrap_or_default()
     }
 }
 

@@ -45,6 +45,11 @@ pub trait AnswerEncoder: fmt::Debug + Send {
     /// The media type of a streamed answer; `None` where the answer is sent as a whole.
     fn stream_type(&self) -> Option<&'static str>;
 
+    /// A refusal of the request in the words of the call: its message begins with the caller's own name of the key.
+    fn in_callers_words(&self, refusal: Refusal) -> Refusal {
+        refusal
+    }
+
     /// What precedes the first event of a streamed answer.
     fn begin(&mut self) -> Vec<u8> {
         Vec::new()

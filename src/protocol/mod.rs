@@ -53,6 +53,8 @@ pub struct Request {
     pub tools: Vec<Tool>,
     /// Which of them the answer has to call.
     pub tool_choice: ToolChoice,
+    /// Whether an answer may have more than one call.
+    pub parallel_tool_calls: bool,
     /// Whether each token is an event of its own.
     pub stream: bool,
     /// Time allowed from arrival to the last event; the configured one when left out.

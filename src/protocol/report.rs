@@ -316,6 +316,8 @@ pub struct StructuredOutput {
     pub forced_tokens: u64,
     /// Requests that were refused because of their `response_format`.
     pub refused: u64,
+    /// Answers that no intent of the home fits the sentence.
+    pub nothing_fits: u64,
 }
 
 /// Requests that are answered together, since start.

@@ -9,6 +9,7 @@ pub struct StructuredOutputCounters {
     requests: Counter,
     forced_tokens: Counter,
     refused: Counter,
+    nothing_fits: Counter,
 }
 
 impl StructuredOutputCounters {
@@ -23,12 +24,18 @@ impl StructuredOutputCounters {
         self.refused.add();
     }
 
+    /// So many answers were that no intent of the home fits the sentence.
+    pub fn nothing_fits(&self, answers: usize) {
+        self.nothing_fits.set(self.nothing_fits.get() + answers as u64);
+    }
+
     /// The counts now.
     pub fn counts(&self) -> StructuredOutput {
         StructuredOutput {
             requests: self.requests.get(),
             forced_tokens: self.forced_tokens.get(),
             refused: self.refused.get(),
+            nothing_fits: self.nothing_fits.get(),
         }
     }
 }

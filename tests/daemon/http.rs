@@ -245,6 +245,55 @@ async fn slow_bodies_of_one_client_do_not_keep_another_out() {
 }
 
 #[tokio::test]
+async fn slow_bodies_do_not_keep_out_other_calls_of_the_same_client() {
+    let server = HttpServer::open(|_| {});
+    let mut slow = Vec::new();
+    let length = "Content-Length: 1048576\r\n\r\n{".to_owned();
+    // More than is read before memory is set aside for it.
+    let part = format!("Transfer-Encoding: chunked\r\n\r\n8000\r\n{{{}\r\n", " ".repeat(0x7fff));
+    for begun in [[length.clone(), length.clone(), part.clone()], [length.clone(), length, part]].concat() {
+        let mut stream = server.connect().await;
+        let head = format!("POST /api/chat HTTP/1.1\r\nHost: localhost\r\n{begun}");
+        stream.write_all(head.as_bytes()).await.expect("read");
+        slow.push(stream);
+    }
+    sleep(Duration::from_millis(100)).await;
+    let small = timeout(Duration::from_secs(1), server.ask("small", "")).await.expect("at once");
+    assert_eq!(small.0, 200, "{}", small.1);
+    let spaces = format!(",\"user\":\"{}\"", "u".repeat(100 << 10));
+    let large = timeout(Duration::from_secs(15), server.ask("large", &spaces)).await;
+    assert_eq!(large.expect("long before the slow ones end").0, 200);
+    let answer = read_to_end(&mut slow[2]).await;
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("slowly"), "{answer}");
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn a_client_that_asks_before_it_sends_is_refused_before_it_sends() {
+    let server = HttpServer::open(|settings| settings.body_bytes = 64 << 10);
+    let head = |length: usize| {
+        format!(
+            "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\n\
+             Content-Length: {length}\r\n\r\n"
+        )
+    };
+    let mut stream = server.connect().await;
+    stream.write_all(head((64 << 10) + 1).as_bytes()).await.expect("read");
+    let answer = read_to_end(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    let mut stream = server.connect().await;
+    let body = chat("a", ",\"stream\":false");
+    stream.write_all(head(body.len()).as_bytes()).await.expect("read");
+    let mut asked = [0; 25];
+    stream.read_exact(&mut asked).await.expect("an answer");
+    assert_eq!(asked, *b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(body.as_bytes()).await.expect("read");
+    let answer = read_to_end(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    server.shut().await;
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_cancelled_and_others_are_served() {
     let server = HttpServer::open(|_| {});
     let mut stream = server.connect().await;

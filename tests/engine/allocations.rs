@@ -13,6 +13,9 @@ thread_local! {
     /// Bytes that this thread allocated less those that it freed, and the most of it.
     static HELD: Cell<isize> = const { Cell::new(0) };
     static MOST_HELD: Cell<isize> = const { Cell::new(0) };
+    /// Allocations of this thread, and their bytes.
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+    static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The bytes that `work` holds on this thread when it ends, and the most that it held in between.
@@ -22,6 +25,13 @@ pub fn held<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
     let result = work();
     let [now, most] = [HELD.get(), MOST_HELD.get()].map(|bytes| (bytes - before).max(0) as usize);
     (result, now, most)
+}
+
+/// How many allocations `work` makes on this thread, and their bytes: a measure of work that no other process changes.
+pub fn counted<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
+    let (count, bytes) = (COUNT.get(), BYTES.get());
+    let result = work();
+    (result, COUNT.get() - count, BYTES.get() - bytes)
 }
 
 /// The largest single allocation that `work` makes on this thread, in bytes.
@@ -46,6 +56,8 @@ struct Recorder;
 impl Recorder {
     fn note(size: usize) {
         LARGEST.set(LARGEST.get().max(size));
+        COUNT.set(COUNT.get() + 1);
+        BYTES.set(BYTES.get() + size);
         HELD.set(HELD.get() + size as isize);
         MOST_HELD.set(MOST_HELD.get().max(HELD.get()));
     }

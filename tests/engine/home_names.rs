@@ -2,10 +2,11 @@
 //!
 //! `models/README.md` has the command and the figures.
 
+use crate::allocations;
 use bitnetd::engine::session::{GenerateOptions, Step};
 use bitnetd::engine::tokenizer::{ChatRole, Turn};
 use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
-use bitnetd::home::{Decision, Home, IntentPrompt, file};
+use bitnetd::home::{Decision, HOME_BYTES, Home, IntentPrompt, IntentScope, NameTopics, SharedHome, file};
 use serde::Deserialize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -75,6 +76,116 @@ fn sentences_are_answered_in_the_names_of_a_home() {
             println!("{line}");
         }
     }
+}
+
+/// The lights and areas of a small home, as Home Assistant lists them in its instructions.
+const LISTED: &str = r#"{"devices":[{"name":"Kitchen Light","domain":"light","area":"Kitchen"},
+    {"name":"Bedroom Lamp","domain":"light","area":"Bedroom"}]}"#;
+
+/// What is sent in this scope.
+fn decided(engine: &Engine, scope: &IntentScope<'_>, prompt: &str) -> Decision {
+    let intent = IntentPrompt::scoped(prompt, scope).expect("that nothing fits is always possible");
+    let mut session = engine.session(512);
+    let tokens =
+        engine.tokenizer().prompt_chat(&[Turn { role: ChatRole::User, text: prompt }]).expect("one turn");
+    let grammars = engine.grammars().expect("made");
+    let constraint = grammars.compile_own(intent.lark()).unwrap_or_else(|error| panic!("{prompt}: {error}"));
+    let options = GenerateOptions { constraint: Some(constraint), ..GenerateOptions::default() };
+    let held = session.generate(&tokens, &options, |_| ControlFlow::Continue(())).expect("short");
+    let mut end = 0;
+    let scores = session.log_probabilities(&tokens, &held.tokens);
+    let ends = held.tokens.iter().map(|token| {
+        end += engine.tokenizer().bytes(*token).len();
+        end
+    });
+    let scored: Vec<(usize, f64)> = ends.zip(scores).collect();
+    intent.decide(&held.text, &scored)
+}
+
+/// With the names that Home Assistant lists, which have no floors, at most one in twenty such sentences calls a function.
+#[test]
+fn sentences_that_are_no_command_call_nothing() {
+    let engine = engine();
+    let listed = home(&serde_json::from_str(LISTED).expect("JSON"));
+    let scope = IntentScope { home: Some(&listed), is_any_floor: true, only: None };
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/intents/nothing.txt");
+    let sentences = std::fs::read_to_string(path).expect("the sentences");
+    let (mut count, mut called) = (0, 0);
+    // Under emulation each takes long.
+    for sentence in sentences.lines().step_by(if cfg!(target_arch = "aarch64") { 7 } else { 1 }) {
+        count += 1;
+        let decision = decided(&engine, &scope, sentence);
+        if decision.fits {
+            called += 1;
+            println!("{count}: {sentence}: {} ({:.2})", decision.text, decision.log_probability);
+        }
+    }
+    assert!(called * 20 <= count, "{called} of {count}");
+    // A floor is still understood where the sentence speaks of one.
+    let upstairs = decided(&engine, &scope, "turn on the lights upstairs");
+    assert!(upstairs.text.contains("upstairs"), "{upstairs:?}");
+}
+
+/// A home of so many devices from the broker, each with an area, and as many from the owner's file.
+fn large_home(count: usize, name: impl Fn(usize) -> String, area: impl Fn(usize) -> String) -> SharedHome {
+    let topics = NameTopics { discovery_prefix: "homeassistant".into() };
+    let devices: Vec<_> = (0..count)
+        .map(|n| serde_json::json!({"name": name(n), "domain": "light", "area": area(n)}))
+        .collect();
+    let file = file::parse(&serde_json::json!({ "devices": devices }).to_string(), true).expect("sound");
+    let home = SharedHome::new(file, topics);
+    for n in 0..count {
+        let topic = format!("homeassistant/switch/{n}/config");
+        let payload = serde_json::json!({
+            "name": name(count + n), "unique_id": n.to_string(), "device": {"suggested_area": area(count + n)},
+        });
+        home.on_message(&topic, payload.to_string().as_bytes(), 0).expect("sound");
+    }
+    home.publish();
+    home
+}
+
+/// What the memory plan reserves is enough for the largest home that is allowed, whatever its names are, also while it is
+/// made anew and an answer uses the one before; a usual one of 2,000 names takes far less.
+#[test]
+fn the_memory_of_a_home_is_within_its_plan() {
+    let usual = |n: usize| format!("Lamp {n} of the hall");
+    let measured = |what: &str, make: &dyn Fn() -> SharedHome| {
+        let (home, kept, most) = allocations::held(make);
+        let before = home.current();
+        home.on_message("homeassistant/switch/0/config", b"", 0).expect("sound");
+        let ((), more, at_most) = allocations::held(|| home.publish());
+        // The longest messages that are received, all of the shortest names.
+        let parsed = [
+            (
+                "devices",
+                r#"{"ieee_address":"0","friendly_name":"a","definition":{"exposes":[{"type":"fan"}]}},"#,
+            ),
+            ("groups", r#"{"friendly_name":"a","members":[]},"#),
+        ]
+        .map(|(list, entry)| {
+            let payload =
+                format!("[{}", entry.repeat((1 << 20) / entry.len())).trim_end_matches(',').to_owned() + "]";
+            let topic = format!("zigbee2mqtt/bridge/{list}");
+            let (_, _, most) = allocations::held(|| home.on_message(&topic, payload.as_bytes(), 0));
+            println!("{what}: {most} bytes while a message of {list} is read");
+            most
+        });
+        let whole = most.max(kept + at_most.max(more) + parsed[0].max(parsed[1]));
+        println!("{what}: {} names: {kept} bytes, while it is made anew {whole}", before.names().size().0);
+        whole
+    };
+    let small = measured("2,000 names", &|| large_home(1000, usual, |n| format!("Room {}", n % 20)));
+    assert!(small < 3 << 20, "{small}");
+    // As many names and bytes as are allowed, from both sources.
+    let long = measured("long names", &|| {
+        large_home(4096, |n| format!("{n:04} {}", "x".repeat(25)), |n| format!("{n:04}{}", "y".repeat(28)))
+    });
+    let of_words = measured("names of many words", &|| {
+        large_home(4096, |n| format!("{n:04}{}", " z".repeat(13)), |n| format!("{n:04}{}", " w".repeat(14)))
+    });
+    // The allocator takes some 10 bytes besides for each of 135,000 blocks.
+    assert!(long.max(of_words) * 6 / 5 <= HOME_BYTES, "{long}, {of_words}");
 }
 
 /// The median time of an answer, in turn, in a home of 40 devices and one of 2,000.

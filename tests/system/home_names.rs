@@ -35,11 +35,17 @@ async fn answers_have_the_names_that_the_broker_retains_and_nothing_else() {
     let daemon = Daemon::start(&folder, &settings).await;
     let mut client = daemon.client().await;
     until_named(&mut client, "turn on the reading lamp", "Reading Lamp", true).await;
+    let nothing_fits = async |client: &mut Client| {
+        let report = client.ask(json!({"telemetry": true})).await;
+        report["structured_output"]["nothing_fits"].as_u64().expect("a count")
+    };
+    let before = nothing_fits(&mut client).await;
     for no_command in ["hello", "how are you"] {
         assert_eq!(intent(&mut client, no_command).await, json!({"intent": "HassNevermind"}), "{no_command}");
     }
     let unknown = intent(&mut client, "turn on the packing hall lights").await;
     assert!(!unknown.to_string().contains("packing"), "{unknown}");
+    assert_eq!(nothing_fits(&mut client).await, before + 2);
     // Functions that are not offered change nothing.
     let tools = json!([{"type": "function", "function": {"name": "get_time"}}]);
     let done = client.ask(json!({"prompt": "hello", "tools": tools, "tool_choice": "none"})).await;

@@ -1,7 +1,7 @@
 //! Functions with the names of intents, which the built-in model calls: over Ollama's API as Home Assistant sends them, over
 //! OpenAI's, and in requests of our own.
 
-use crate::daemon::{Client, Daemon};
+use crate::daemon::{Client, Daemon, is_emulated};
 use crate::{Folder, PATIENCE, data};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -160,6 +160,33 @@ async fn sentences_become_calls_of_what_is_offered_and_of_nothing_else() {
     // An answer that is cut is none.
     let done = ask(&mut client, "turn on the kitchen lights", json!({"max_tokens": 3})).await;
     assert_eq!((&done["text"], &done["finish_reason"]), (&json!(""), &json!("length")), "{done}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn sentences_that_are_no_command_call_nothing_over_ollama_s_api() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/intents/nothing.txt");
+    let sentences = std::fs::read_to_string(file).expect("the sentences");
+    let mut body = recorded();
+    let (mut count, mut called) = (0, Vec::new());
+    // Each takes some ten milliseconds, and far longer under emulation.
+    for sentence in sentences.lines().step_by(if is_emulated() { 7 } else { 1 }) {
+        let last =
+            body["messages"].as_array_mut().and_then(|messages| messages.last_mut()).expect("a message");
+        last["content"] = json!(sentence);
+        let (text, calls) = chat(&daemon, &body).await;
+        count += 1;
+        match calls.first() {
+            None => assert_eq!(text, NOT_UNDERSTOOD, "{sentence}"),
+            Some(call) => called.push(format!("{sentence}: {call}")),
+        }
+    }
+    let report = daemon.client().await.ask(json!({"telemetry": true})).await;
+    assert_eq!(report["structured_output"]["nothing_fits"], count - called.len(), "{report}");
+    println!("{} of {count} called something: {called:#?}", called.len());
+    assert!(called.len() * 20 <= count, "more than 5 % called something: {called:#?}");
     daemon.stop().await;
 }
 

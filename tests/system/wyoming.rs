@@ -261,6 +261,27 @@ async fn a_client_that_stops_inside_an_event_is_told_and_one_that_leaves_cancels
 }
 
 #[tokio::test]
+async fn a_client_that_floods_before_it_has_its_answer_is_refused_and_its_request_cancelled() {
+    let folder = Folder::new();
+    let served = WyomingDaemon::start(&folder, &endless()).await;
+    let mut flooding = served.client().await;
+    flooding.event("transcript", &json!({"text": "go"})).await;
+    served.counts("received", 1).await;
+    flooding.send(&[b'x'; 256 << 10]).await;
+    served.counts("cancelled", 1).await;
+    let error = flooding.error().await;
+    assert_eq!(error["code"], "too_large", "{error}");
+    // Nothing of what a client sends meanwhile hides that it leaves.
+    let mut leaving = served.client().await;
+    leaving.event("transcript", &json!({"text": "go"})).await;
+    served.counts("received", 2).await;
+    leaving.send(&[b'\n'; 100 << 10]).await;
+    drop(leaving);
+    served.counts("cancelled", 2).await;
+    served.daemon.stop().await;
+}
+
+#[tokio::test]
 async fn idle_connections_make_place_for_new_ones() {
     let folder = Folder::new();
     let served = WyomingDaemon::start(&folder, "").await;

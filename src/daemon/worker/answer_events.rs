@@ -13,6 +13,8 @@ pub(super) struct FinishedAnswer {
     pub finish_reason: FinishReason,
     /// The functions that it calls; its text is then empty.
     pub tool_calls: Vec<ToolCall>,
+    /// Whether it is that no intent of the home fits the sentence.
+    pub nothing_fits: bool,
 }
 
 impl FinishedAnswer {
@@ -24,7 +26,7 @@ impl FinishedAnswer {
             StopReason::Length => FinishReason::Length,
             StopReason::Cancelled => halt.unwrap_or(FinishReason::Cancelled),
         };
-        FinishedAnswer { answer, finish_reason, tool_calls: Vec::new() }
+        FinishedAnswer { answer, finish_reason, tool_calls: Vec::new(), nothing_fits: false }
     }
 
     /// How many of its tokens a grammar forced.
@@ -35,7 +37,7 @@ impl FinishedAnswer {
     /// One of several answers that was not begun, because the request was halted before.
     pub fn not_begun(finish_reason: FinishReason) -> Self {
         let answer = without_tokens(String::new(), StopReason::Cancelled);
-        FinishedAnswer { answer, finish_reason, tool_calls: Vec::new() }
+        FinishedAnswer { answer, finish_reason, tool_calls: Vec::new(), nothing_fits: false }
     }
 
     /// A sentence that no model has to write.
@@ -66,7 +68,7 @@ pub(super) fn details(engine: &Engine, answers: &mut [FinishedAnswer]) -> Answer
     let mut first = None;
     let is_one = answers.len() == 1;
     let tool_calls = answers[0].tool_calls.clone();
-    for (index, FinishedAnswer { answer, finish_reason, tool_calls }) in (0..).zip(answers) {
+    for (index, FinishedAnswer { answer, finish_reason, tool_calls, .. }) in (0..).zip(answers) {
         let logprobs = answer.logprobs.take();
         let logprobs: Option<Vec<TokenLogprob>> = logprobs
             .map(|positions| positions.iter().map(|position| token_logprob(engine, position)).collect());

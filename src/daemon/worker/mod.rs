@@ -208,6 +208,8 @@ impl Worker {
     fn count_forced(&self, is_constrained: bool, answers: &[FinishedAnswer]) {
         if is_constrained {
             self.telemetry.structured_output.answered(answers.iter().map(FinishedAnswer::forced).sum());
+            let nothing_fits = answers.iter().filter(|answer| answer.nothing_fits).count();
+            self.telemetry.structured_output.nothing_fits(nothing_fits);
         }
     }
 

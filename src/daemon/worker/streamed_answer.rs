@@ -158,6 +158,7 @@ impl<'w> StreamedAnswer<'w> {
         intent: &HomeIntent,
     ) -> Result<FinishedAnswer, Refusal> {
         let mut tool_calls = Vec::new();
+        let nothing_fits = intent.is_nothing(&answer);
         match intent.function_answer(&answer)? {
             None => {}
             Some(FunctionAnswer::Sentence(sentence)) => answer.text = sentence.to_owned(),
@@ -167,7 +168,7 @@ impl<'w> StreamedAnswer<'w> {
             }
         }
         self.send_text(answer.text.clone());
-        Ok(FinishedAnswer { tool_calls, ..FinishedAnswer::new(answer, self.halt) })
+        Ok(FinishedAnswer { tool_calls, nothing_fits, ..FinishedAnswer::new(answer, self.halt) })
     }
 
     /// What the ids of an answer's calls begin with.

@@ -13,6 +13,10 @@ use crate::protocol::{
     Code, Input, Message, Refusal, Request, ResponseFormat, Role, Tool, ToolCall, ToolChoice,
 };
 
+/// Why an answer cannot be either a call or JSON.
+const NOT_DISTINCT: &str = "response_format: this model writes its calls as JSON, which could not be told from an answer in \
+    JSON; leave response_format or tools out, or give tool_choice required";
+
 /// A prompt as tokens.
 pub(super) struct Prompt {
     pub tokens: Vec<u32>,
@@ -91,7 +95,10 @@ pub(super) fn constraint(
         (_, ResponseFormat::JsonSchema(schema)) => OtherAnswer::Json(schema.clone()),
         _ => OtherAnswer::Text,
     };
-    let once = matches!(request.tool_choice, ToolChoice::Named(_));
+    if matches!(other, OtherAnswer::Json(_)) && !syntax.differs_from_compact_json() {
+        return Err(Refusal::new(Code::InvalidRequest, NOT_DISTINCT));
+    }
+    let once = !request.parallel_tool_calls || matches!(request.tool_choice, ToolChoice::Named(_));
     let invalid = |error: String| Refusal::new(Code::InvalidRequest, format!("tools{error}"));
     let grammars = engine.grammars().map_err(|error| invalid(format!(": {error}")))?;
     let lark = tool_grammar(syntax, &functions, &other, once);
@@ -127,20 +134,23 @@ pub(super) fn written_calls(syntax: &CallSyntax, answer: &str, prefix: &str) -> 
 
 /// Text that is not streamed because it may become a call.
 pub(super) struct HeldText {
-    mark: String,
+    /// What every call begins with.
+    begin: String,
     text: String,
 }
 
 impl HeldText {
     /// Holds what begins like a call in this form.
     pub fn new(syntax: &CallSyntax) -> Self {
-        HeldText { mark: syntax.mark().to_owned(), text: String::new() }
+        // JSON begins with the same character as calls in JSON.
+        let begin = if syntax.allows_several() { syntax.mark() } else { &syntax.open };
+        HeldText { begin: begin.to_owned(), text: String::new() }
     }
 
     /// Adds a piece of text; returns all of it once it is clear that it is no call.
     pub fn push(&mut self, text: &str) -> Option<String> {
         self.text.push_str(text);
-        let is_open = self.text.starts_with(&self.mark) || self.mark.starts_with(&self.text);
+        let is_open = self.text.starts_with(&self.begin) || self.begin.starts_with(&self.text);
         (!is_open).then(|| std::mem::take(&mut self.text))
     }
 
@@ -164,5 +174,13 @@ mod tests {
         let mut call = held();
         assert_eq!([call.push("<tool_call>"), call.push("{\"name")], [None, None]);
         assert_eq!(call.into_text(), "<tool_call>{\"name");
+        let json = CallSyntax {
+            open: "{\"name\": \"".into(),
+            middle: "\", \"parameters\": ".into(),
+            close: "}".into(),
+        };
+        let mut answer = HeldText::new(&json);
+        assert_eq!([answer.push("{\"na"), answer.push("me\":")], [None, None]);
+        assert_eq!(answer.push("1}"), Some("{\"name\":1}".into()));
     }
 }

@@ -1,7 +1,7 @@
 //! Checks a grammar in Lark's form before it is compiled: its size, its nesting, the schemas in it, and that it names
 //! no special token.
 
-use super::{GrammarError, schema_check};
+use super::{GrammarError, schema_check, unset_compact};
 use serde_json::Value;
 
 /// Rules and terminals of a grammar. Each that leads to the next takes some of the stack.
@@ -94,12 +94,13 @@ impl<'t> Scan<'t> {
             return Ok(());
         }
         let mut values = serde_json::Deserializer::from_str(&rest[name_len..]).into_iter::<Value>();
-        let value = match values.next() {
+        let mut value = match values.next() {
             Some(Ok(value)) => value,
             _ => return self.error(format!("{name}: no JSON behind it")),
         };
         match name {
             "%json" => {
+                unset_compact(&mut value);
                 if let Err(error) = schema_check::check(&value) {
                     return self.error(format!("%json {error}"));
                 }

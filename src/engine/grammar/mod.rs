@@ -253,14 +253,34 @@ fn parsed_schema(text: &str) -> Result<Value, GrammarError> {
 
 /// The grammar of a schema that was checked. Answers are compact JSON: no white space between its tokens.
 fn json_grammar(mut schema: Value) -> GrammarWithLexer {
+    set_compact(&mut schema);
+    GrammarWithLexer::from_json_schema(schema)
+}
+
+/// The key of a schema by which the library takes [`compact_options`].
+const OPTIONS_KEY: &str = "x-guidance";
+
+fn compact_options() -> JsonCompileOptions {
+    JsonCompileOptions { whitespace_flexible: false, ..JsonCompileOptions::default() }
+}
+
+/// Makes a schema one of JSON without white space between its tokens.
+fn set_compact(schema: &mut Value) {
     if !schema.is_object() {
-        schema = serde_json::json!({ "allOf": [schema] });
+        *schema = serde_json::json!({ "allOf": [schema.take()] });
     }
     if let Some(keys) = schema.as_object_mut() {
         // All are read as the newest draft: what the supported keywords mean has not changed.
         keys.remove("$schema");
     }
-    let options = JsonCompileOptions { whitespace_flexible: false, ..JsonCompileOptions::default() };
-    options.apply_to(&mut schema);
-    GrammarWithLexer::from_json_schema(schema)
+    compact_options().apply_to(schema);
+}
+
+/// Takes out what [`set_compact`] has set.
+fn unset_compact(schema: &mut Value) {
+    let mut set = Value::Object(serde_json::Map::new());
+    compact_options().apply_to(&mut set);
+    if let Some(keys) = schema.as_object_mut().filter(|keys| keys.get(OPTIONS_KEY) == set.get(OPTIONS_KEY)) {
+        keys.remove(OPTIONS_KEY);
+    }
 }

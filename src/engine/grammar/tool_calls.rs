@@ -1,7 +1,7 @@
 //! The grammar of an answer that may call functions, in llguidance's form of Lark. Names and arguments that are not in the
 //! functions' schemas cannot be derived from it.
 
-use super::quoted;
+use super::{quoted, set_compact};
 use crate::engine::tokenizer::CallSyntax;
 use crate::external_text::JsonValue;
 use std::fmt::Write;
@@ -25,7 +25,8 @@ pub enum OtherAnswer {
     None,
     /// Any text that does not begin as a call does.
     Text,
-    /// JSON that fits a schema, which is here as JSON.
+    /// JSON without white space between its tokens that fits a schema, which is here as JSON. See
+    /// [`CallSyntax::differs_from_compact_json`].
     Json(String),
 }
 
@@ -91,14 +92,18 @@ pub fn tool_grammar(
             let mark = escaped(syntax.mark());
             lark.push_str(&format!("other: OTHER\nOTHER: /(?s:.+)/ & ~/(?s:{mark}.*)/\n"));
         }
-        OtherAnswer::Json(schema) => lark.push_str(&format!("other: %json {schema}\n")),
+        OtherAnswer::Json(schema) => lark.push_str(&format!("other: %json {}\n", compact(schema))),
     }
     let most = if once || !syntax.allows_several() { 1 } else { MAX_CALLS };
     let more = (1..most).fold(String::new(), |more, _| format!(" (/\\n/ call{more})?"));
     let alternatives: Vec<String> = (0..functions.len()).map(|index| format!("call_{index}")).collect();
     lark.push_str(&format!("calls: call{more}\ncall: {}\n", alternatives.join(" | ")));
     for (index, Callable { name, parameters }) in functions.iter().enumerate() {
-        let before = literals(&format!("{}{name}{}", syntax.open, syntax.middle));
+        let before = format!("{}{name}{}", syntax.open, syntax.middle);
+        let before = match other {
+            OtherAnswer::Json(_) => json_literals(&before),
+            OtherAnswer::None | OtherAnswer::Text => literals(&before),
+        };
         let schema = arguments_schema(*parameters);
         let close = literals(&syntax.close);
         // A string takes any text.
@@ -114,6 +119,42 @@ pub fn tool_grammar(
 fn literals(text: &str) -> String {
     let lines = text.split('\n').map(|line| if line.is_empty() { String::new() } else { quoted(line) });
     lines.collect::<Vec<_>>().join(" /\\n/ ")
+}
+
+/// The same where JSON is an alternative: as far as the text is the beginning of one, each token of it is a literal of its own.
+/// The lexer prefers the longest literal, so that JSON that begins alike could not go on otherwise.
+fn json_literals(text: &str) -> String {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while let Some(length) = json_token(rest) {
+        pieces.push(quoted(&rest[..length]));
+        rest = &rest[length..];
+    }
+    if !rest.is_empty() {
+        pieces.push(literals(rest));
+    }
+    pieces.join(" ")
+}
+
+/// The length of the punctuation mark or the string of JSON that a text begins with.
+fn json_token(text: &str) -> Option<usize> {
+    match text.as_bytes().first()? {
+        b'{' | b'}' | b'[' | b']' | b',' | b':' => Some(1),
+        b'"' => Some(1 + text[1..].find('"')? + 1).filter(|length| !text[..*length].contains('\\')),
+        _ => None,
+    }
+}
+
+/// A schema of JSON without white space between its tokens.
+fn compact(schema: &str) -> String {
+    match serde_json::from_str(schema) {
+        Ok(mut schema) => {
+            set_compact(&mut schema);
+            schema.to_string()
+        }
+        // What is no schema is refused when it is compiled.
+        Err(_) => schema.to_owned(),
+    }
 }
 
 /// A text for a regular expression between slashes, in which it means itself.

@@ -79,6 +79,7 @@ struct RequestKeys {
     response_format: Option<serde_json::Map<String, serde_json::Value>>,
     tools: Option<Vec<JsonValue>>,
     tool_choice: Option<JsonValue>,
+    parallel_tool_calls: Option<bool>,
     priority: Option<PriorityKey>,
     cache: Option<bool>,
 }
@@ -192,6 +193,7 @@ fn checked(keys: RequestKeys) -> Result<Request, Refusal> {
         response_format,
         tools,
         tool_choice,
+        parallel_tool_calls: keys.parallel_tool_calls.unwrap_or(true),
         stream: keys.stream.unwrap_or(false),
         timeout: keys.timeout_ms.map(timeout).transpose()?,
         priority: match keys.priority {
@@ -254,6 +256,7 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
         response_format: ResponseFormat::Text,
         tools: Vec::new(),
         tool_choice: ToolChoice::Auto,
+        parallel_tool_calls: true,
         stream: false,
         timeout: None,
         priority: Priority::Normal,

@@ -4,7 +4,7 @@ use super::timestamp::rfc3339;
 use super::{NDJSON, error_body, line, with_caller_keys, written};
 use crate::external_text::JsonValue;
 use crate::protocol::api::AnswerEncoder;
-use crate::protocol::{Done, Event, FinishReason, RequestEnergy, Timings, TokenLogprob, ToolCall};
+use crate::protocol::{Done, Event, FinishReason, Refusal, RequestEnergy, Timings, TokenLogprob, ToolCall};
 use serde::Serialize;
 use std::time::{Duration, SystemTime};
 
@@ -180,6 +180,17 @@ impl AnswerEncoder for OllamaEncoder {
         self.is_streamed.then_some(NDJSON)
     }
 
+    /// What the call names the prompt; the other keys are renamed by [`refused`](super::refused).
+    fn in_callers_words(&self, refusal: Refusal) -> Refusal {
+        let theirs = match self.kind {
+            CallKind::Chat => "messages",
+            CallKind::Generate => "prompt",
+        };
+        let rest = ["prompt:", "messages:"].iter().find_map(|ours| refusal.message.strip_prefix(ours));
+        let message = rest.map(|rest| format!("{theirs}:{rest}"));
+        Refusal { message: message.unwrap_or(refusal.message), ..refusal }
+    }
+
     fn event(&mut self, event: &Event) -> Vec<u8> {
         match event {
             Event::Token { text, logprobs, .. } => {
@@ -192,6 +203,7 @@ impl AnswerEncoder for OllamaEncoder {
                 bytes
             }
             Event::Error { refusal, .. } => {
+                let refusal = self.in_callers_words(refusal.clone());
                 let mut bytes = error_body(&with_caller_keys(&refusal.message));
                 bytes.push(b'\n');
                 bytes

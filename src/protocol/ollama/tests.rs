@@ -401,6 +401,12 @@ fn an_error_in_a_stream_is_a_line() {
     let refusal = Refusal::new(Code::Internal, "max_tokens: a fault");
     let error = lines(&encoder.event(&Event::Error { id: None, refusal }));
     assert_eq!(error, [json!({"error": "options.num_predict: a fault"})]);
+    let generate = asked(generate_call(json!({"model": "bitnet-2b", "prompt": "a"}))).encoder;
+    for ours in ["prompt: no tokens", "messages: no tokens"] {
+        let refusal = || Refusal::new(Code::InvalidRequest, ours);
+        assert_eq!(encoder.in_callers_words(refusal()).message, "messages: no tokens");
+        assert_eq!(generate.in_callers_words(refusal()).message, "prompt: no tokens");
+    }
 }
 
 #[test]

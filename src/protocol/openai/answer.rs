@@ -6,9 +6,6 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::UNIX_EPOCH;
 
-/// What ends a stream of chat completions and completions.
-pub(super) const END_OF_STREAM: &[u8] = b"data: [DONE]\n\n";
-
 /// What each object of one answer begins with.
 #[derive(Debug)]
 pub(super) struct AnswerHead {
@@ -70,15 +67,14 @@ impl ChoiceView<'_> {
     }
 }
 
-/// The answers, with at most one call each where `one_call`.
-pub(super) fn choices(done: &Done, one_call: bool) -> Vec<ChoiceView<'_>> {
-    let allowed = |calls| first_calls(calls, one_call);
+/// The answers.
+pub(super) fn choices(done: &Done) -> Vec<ChoiceView<'_>> {
     if done.details.choices.is_empty() {
         return vec![ChoiceView {
             index: 0,
             text: &done.text,
             finish_reason: done.finish_reason,
-            tool_calls: allowed(&done.details.tool_calls),
+            tool_calls: &done.details.tool_calls,
             logprobs: done.details.logprobs.as_deref(),
         }];
     }
@@ -88,14 +84,10 @@ pub(super) fn choices(done: &Done, one_call: bool) -> Vec<ChoiceView<'_>> {
             index: choice.index,
             text: &choice.text,
             finish_reason: choice.finish_reason,
-            tool_calls: allowed(&choice.tool_calls),
+            tool_calls: &choice.tool_calls,
             logprobs: choice.logprobs.as_deref(),
         })
         .collect()
-}
-
-fn first_calls(calls: &[ToolCall], one_call: bool) -> &[ToolCall] {
-    if one_call { calls.get(..1).unwrap_or_default() } else { calls }
 }
 
 /// How much of each answer has been streamed.

@@ -25,10 +25,21 @@ const SAME_WHOLE: &[&str] = &["top_k", "timeout_ms"];
 pub(super) struct OpenAiKeys {
     given: Map<String, Value>,
     ours: Map<String, Value>,
-    /// Our name of a key, and the caller's.
-    renamed: Vec<(&'static str, &'static str)>,
+    names: KeyNames,
     /// How many keys are ignored.
     pub ignored: u32,
+}
+
+/// Our names of keys, and the caller's where they are others.
+#[derive(Debug, Clone, Default)]
+pub(super) struct KeyNames(Vec<(&'static str, &'static str)>);
+
+/// A request, and what its call and its answer have besides.
+pub(super) struct CheckedCall {
+    pub request: Request,
+    /// How many keys were ignored.
+    pub ignored_keys: u32,
+    pub names: KeyNames,
 }
 
 impl OpenAiKeys {
@@ -36,7 +47,7 @@ impl OpenAiKeys {
     pub fn read(body: &[u8], context: &CallContext) -> Result<Self, Refusal> {
         let given = json::body(body, context.max_body)?;
         let given = given.into_iter().filter(|(_, value)| !value.is_null()).collect();
-        let mut keys = OpenAiKeys { given, ours: Map::new(), renamed: Vec::new(), ignored: 0 };
+        let mut keys = OpenAiKeys { given, ours: Map::new(), names: KeyNames::default(), ignored: 0 };
         // One model is loaded, and it answers whatever name is given, as llama.cpp's server does.
         if keys.take("model").is_some_and(|model| !model.is_string()) {
             return Err(invalid("model: not a string; give any name"));
@@ -66,7 +77,7 @@ impl OpenAiKeys {
     pub fn set(&mut self, theirs: &'static str, ours: &'static str, value: Value) {
         self.ours.insert(ours.to_owned(), value);
         if theirs != ours {
-            self.renamed.push((ours, theirs));
+            self.names.add(ours, theirs);
         }
     }
 
@@ -84,6 +95,14 @@ impl OpenAiKeys {
             Some(Value::Bool(flag)) => Ok(Some(flag)),
             Some(_) => Err(invalid(format!("{key}: give true or false"))),
         }
+    }
+
+    /// Passes on whether the answer may have several calls.
+    pub fn parallel_tool_calls(&mut self) -> Result<(), Refusal> {
+        if let Some(flag) = self.flag("parallel_tool_calls")? {
+            self.set("parallel_tool_calls", "parallel_tool_calls", Value::Bool(flag));
+        }
+        Ok(())
     }
 
     /// Refuses keys that would change the answer. An empty value changes nothing: it is ignored.
@@ -111,23 +130,38 @@ impl OpenAiKeys {
         }
     }
 
-    /// Checks the translated keys. Returns the request, and how many keys were ignored.
-    pub fn request(mut self, context: &CallContext) -> Result<(Request, u32), Refusal> {
-        let ignored = self.ignored + self.given.len() as u32;
+    /// Calls the prompt, as our refusals name it, by the caller's key.
+    pub fn name_prompt(&mut self, theirs: &'static str) {
+        self.names.add("prompt", theirs);
+        if theirs != "messages" {
+            self.names.add("messages", theirs);
+        }
+    }
+
+    /// Checks the translated keys.
+    pub fn request(mut self, context: &CallContext) -> Result<CheckedCall, Refusal> {
+        let ignored_keys = self.ignored + self.given.len() as u32;
         self.ours.insert("id".into(), Value::String(context.id.clone()));
-        let request =
-            json::translated(self.ours).map_err(|refusal| in_callers_words(refusal, &self.renamed))?;
-        Ok((request, ignored))
+        let request = json::translated(self.ours).map_err(|refusal| self.names.in_callers_words(refusal))?;
+        Ok(CheckedCall { request, ignored_keys, names: self.names })
     }
 }
 
-/// The refusal with the caller's name of the key at its head.
-fn in_callers_words(refusal: Refusal, renamed: &[(&str, &str)]) -> Refusal {
-    let message = renamed.iter().find_map(|(ours, theirs)| {
-        let rest = refusal.message.strip_prefix(ours)?;
-        (!rest.starts_with(|c: char| c.is_alphanumeric() || c == '_')).then(|| format!("{theirs}{rest}"))
-    });
-    Refusal { message: message.unwrap_or(refusal.message), ..refusal }
+impl KeyNames {
+    fn add(&mut self, ours: &'static str, theirs: &'static str) {
+        if ours != theirs {
+            self.0.push((ours, theirs));
+        }
+    }
+
+    /// The refusal with the caller's name of the key at its head.
+    pub fn in_callers_words(&self, refusal: Refusal) -> Refusal {
+        let message = self.0.iter().find_map(|(ours, theirs)| {
+            let rest = refusal.message.strip_prefix(ours)?;
+            (!rest.starts_with(|c: char| c.is_alphanumeric() || c == '_')).then(|| format!("{theirs}{rest}"))
+        });
+        Refusal { message: message.unwrap_or(refusal.message), ..refusal }
+    }
 }
 
 /// A number such as 8192.0 as the whole number that it is: some clients have no others.

@@ -1,7 +1,8 @@
 //! `POST /v1/chat/completions`: the call.
 
-use super::call_keys::{OpenAiKeys, invalid, whole};
-use super::chat_answer::ChatEncoder;
+use super::call_keys::{CheckedCall, OpenAiKeys, invalid, whole};
+use super::chat_answer::ChatForm;
+use super::choice_encoder::ChoiceEncoder;
 use super::content;
 use crate::protocol::Refusal;
 use crate::protocol::api::{Call, CallContext, TranslatedRequest};
@@ -30,6 +31,7 @@ pub fn chat_completions(body: &[u8], context: &CallContext) -> Result<Call, Refu
         return Err(invalid("messages: missing; give [{\"role\":\"user\",\"content\":\"…\"}]"));
     };
     keys.set("messages", "messages", content::messages(messages, &mut ignored)?);
+    keys.name_prompt("messages");
     max_tokens(&mut keys)?;
     keys.pass("n", "n", whole);
     keys.pass("logprobs", "logprobs", |value| value);
@@ -40,12 +42,12 @@ pub fn chat_completions(body: &[u8], context: &CallContext) -> Result<Call, Refu
         check_tool_choice(&choice)?;
         keys.set("tool_choice", "tool_choice", choice);
     }
-    // No grammar limits the number of calls, so that the first one alone is given.
-    let one_call = keys.flag("parallel_tool_calls")? == Some(false);
+    keys.parallel_tool_calls()?;
     let include_usage = keys.include_usage()?;
     keys.ignored += ignored;
-    let (request, ignored_keys) = keys.request(context)?;
-    let encoder = ChatEncoder::new(context, &request, one_call, include_usage);
+    let CheckedCall { request, ignored_keys, names } = keys.request(context)?;
+    let form = ChatForm::new(&request);
+    let encoder = ChoiceEncoder::new(context, &request, names, include_usage, form);
     Ok(Call::Ask(Box::new(TranslatedRequest { request, encoder: Box::new(encoder), ignored_keys })))
 }
 

@@ -3,15 +3,13 @@
 //! The prompt is one turn of the user in the model's chat template, as everywhere else in this program: models that follow
 //! instructions are what it is for.
 
-use super::answer::{
-    AnswerHead, ChoiceView, END_OF_STREAM, SentText, bytes, choices, extras, push_data, usage,
-};
-use super::call_keys::{OpenAiKeys, invalid, whole};
+use super::answer::ChoiceView;
+use super::call_keys::{CheckedCall, OpenAiKeys, invalid, whole};
 use super::chat::without_nulls;
+use super::choice_encoder::{ChoiceEncoder, ChoiceForm};
 use super::completion_logprobs::CompletionLogprobs;
-use super::errors::error;
-use crate::protocol::api::{AnswerEncoder, Call, CallContext, TranslatedRequest};
-use crate::protocol::{Done, Event, Refusal, Request, TokenLogprob};
+use crate::protocol::api::{Call, CallContext, TranslatedRequest};
+use crate::protocol::{Refusal, TokenLogprob};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -33,6 +31,7 @@ pub fn completions(body: &[u8], context: &CallContext) -> Result<Call, Refusal> 
     keys.refuse(REFUSED)?;
     let prompt = prompt(keys.take("prompt"))?;
     keys.set("prompt", "prompt", prompt);
+    keys.name_prompt("prompt");
     best_of(&mut keys)?;
     keys.pass("n", "n", whole);
     keys.pass("max_tokens", "max_tokens", whole);
@@ -42,8 +41,9 @@ pub fn completions(body: &[u8], context: &CallContext) -> Result<Call, Refusal> 
         keys.set("logprobs", "logprobs", Value::Bool(true));
     }
     let include_usage = keys.include_usage()?;
-    let (request, ignored_keys) = keys.request(context)?;
-    let encoder = CompletionEncoder::new(context, &request, include_usage);
+    let CheckedCall { request, ignored_keys, names } = keys.request(context)?;
+    let form = CompletionForm { has_logprobs: request.logprobs.is_some(), offsets: BTreeMap::new() };
+    let encoder = ChoiceEncoder::new(context, &request, names, include_usage, form);
     Ok(Call::Ask(Box::new(TranslatedRequest { request, encoder: Box::new(encoder), ignored_keys })))
 }
 
@@ -71,108 +71,41 @@ fn best_of(keys: &mut OpenAiKeys) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Choices that are texts.
 #[derive(Debug)]
-struct CompletionEncoder {
-    head: AnswerHead,
-    stream: bool,
+struct CompletionForm {
     has_logprobs: bool,
-    include_usage: bool,
-    sent: SentText,
     /// Characters of each answer that were streamed: the offset of the next token.
     offsets: BTreeMap<u32, usize>,
 }
 
-impl CompletionEncoder {
-    fn new(context: &CallContext, request: &Request, include_usage: bool) -> Self {
-        CompletionEncoder {
-            head: AnswerHead::new(context, "cmpl-"),
-            stream: request.stream,
-            has_logprobs: request.logprobs.is_some(),
-            include_usage,
-            sent: SentText::default(),
-            offsets: BTreeMap::new(),
-        }
-    }
+fn choice(index: u32, text: &str, logprobs: Value, finish_reason: Option<&str>) -> Value {
+    json!({ "text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason })
+}
 
-    fn push_piece(&mut self, to: &mut Vec<u8>, index: u32, text: &str, tokens: &[TokenLogprob]) {
+impl ChoiceForm for CompletionForm {
+    const ID_PREFIX: &'static str = "cmpl-";
+    const OBJECT: &'static str = KIND;
+    const CHUNK: &'static str = KIND;
+
+    fn piece(&mut self, index: u32, text: &str, tokens: &[TokenLogprob]) -> Value {
         let offset = self.offsets.entry(index).or_default();
         let logprobs = CompletionLogprobs::new(tokens, *offset);
         *offset = logprobs.end;
-        let logprobs = if self.has_logprobs { logprobs.object } else { Value::Null };
-        push_data(to, &self.chunk(index, text, logprobs, None));
+        choice(index, text, if self.has_logprobs { logprobs.object } else { Value::Null }, None)
     }
 
-    fn chunk(&self, index: u32, text: &str, logprobs: Value, finish_reason: Option<&str>) -> Value {
-        let choice =
-            json!({ "text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason });
-        let mut chunk = self.head.object(KIND, json!([choice]));
-        if self.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
+    /// There are none: functions cannot be offered here.
+    fn calls(&self, _: &ChoiceView<'_>) -> Option<Value> {
+        None
     }
 
-    fn push_end(&mut self, to: &mut Vec<u8>, done: &Done) {
-        let choices = choices(done, false);
-        for (at, choice) in choices.iter().enumerate() {
-            let (text, tokens) = self.sent.rest(choice);
-            if !text.is_empty() || !tokens.is_empty() {
-                self.push_piece(to, choice.index, text, tokens);
-            }
-            let mut last = self.chunk(choice.index, "", Value::Null, Some(choice.finish_reason()));
-            if at + 1 == choices.len() {
-                last["bitnetd"] = extras(done);
-            }
-            push_data(to, &last);
-        }
-        if self.include_usage {
-            let mut chunk = self.head.object(KIND, json!([]));
-            chunk["usage"] = usage(done);
-            push_data(to, &chunk);
-        }
-    }
-}
-
-impl AnswerEncoder for CompletionEncoder {
-    fn stream_type(&self) -> Option<&'static str> {
-        self.stream.then_some("text/event-stream")
+    fn last(&self, view: &ChoiceView<'_>) -> Value {
+        choice(view.index, "", Value::Null, Some(view.finish_reason()))
     }
 
-    fn event(&mut self, event: &Event) -> Vec<u8> {
-        let mut out = Vec::new();
-        match event {
-            Event::Token { text, index, logprobs, .. } => {
-                let index = index.unwrap_or(0);
-                self.sent.add(index, text, logprobs);
-                self.push_piece(&mut out, index, text, logprobs);
-            }
-            Event::Done(done) => {
-                self.push_end(&mut out, done);
-                out.extend_from_slice(END_OF_STREAM);
-            }
-            Event::Error { refusal, .. } => {
-                push_data(&mut out, &error(refusal));
-                out.extend_from_slice(END_OF_STREAM);
-            }
-        }
-        out
+    fn whole(&self, view: &ChoiceView<'_>) -> Value {
+        let logprobs = view.logprobs.map(|tokens| CompletionLogprobs::new(tokens, 0).object);
+        choice(view.index, view.text, logprobs.unwrap_or_default(), Some(view.finish_reason()))
     }
-
-    fn whole(&mut self, done: &Done) -> Vec<u8> {
-        let choices: Vec<Value> = choices(done, false).iter().map(choice).collect();
-        let mut answer = self.head.object(KIND, Value::Array(choices));
-        answer["usage"] = usage(done);
-        answer["bitnetd"] = extras(done);
-        bytes(&answer)
-    }
-}
-
-fn choice(choice: &ChoiceView<'_>) -> Value {
-    let logprobs = choice.logprobs.map(|tokens| CompletionLogprobs::new(tokens, 0).object);
-    json!({
-        "text": choice.text,
-        "index": choice.index,
-        "logprobs": logprobs,
-        "finish_reason": choice.finish_reason(),
-    })
 }

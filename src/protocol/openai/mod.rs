@@ -11,6 +11,7 @@ mod answer;
 mod call_keys;
 mod chat;
 mod chat_answer;
+mod choice_encoder;
 mod completion_logprobs;
 mod completions;
 mod content;

@@ -60,7 +60,7 @@ fn report_metrics(text: &mut Exposition, report: &Report) {
         mqtt(text, link);
     }
     alerts(text, &report.alerts);
-    text.counter("bitnetd_log_lines_dropped_total", "Log lines that nobody took, or that came too fast.")
+    text.counter("bitnetd_log_lines_dropped_total", "Log lines dropped: not taken, or too fast.")
         .count(report.log.dropped);
 }
 
@@ -74,12 +74,12 @@ fn latencies(text: &mut Exposition, all: &[Distribution], model: Option<&str>) {
         (
             Quantity::TimeToFirstToken,
             "gen_ai_server_time_to_first_token_seconds",
-            "From a request's arrival to its first token, the queue included.",
+            "From arrival to the first token, the queue included.",
         ),
         (
             Quantity::TimePerOutputToken,
             "gen_ai_server_time_per_output_token_seconds",
-            "Between the tokens after the first: one mean for each request.",
+            "Between tokens after the first: a mean per request.",
         ),
         (Quantity::QueueTime, "bitnetd_queue_duration_seconds", "Waiting for the worker."),
     ] {
@@ -123,12 +123,14 @@ fn requests(text: &mut Exposition, requests: &Requests, cache: &CacheCounts) {
 }
 
 fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
-    let StructuredOutput { requests, forced_tokens, refused } = *counts;
+    let StructuredOutput { requests, forced_tokens, refused, nothing_fits } = *counts;
     text.counter("bitnetd_structured_requests_total", "Answered under a grammar.").count(requests);
     text.counter("bitnetd_structured_forced_tokens_total", "Tokens that a grammar forced.")
         .count(forced_tokens);
     text.counter("bitnetd_structured_refused_total", "Refused because of their response_format.")
         .count(refused);
+    text.counter("bitnetd_structured_nothing_fits_total", "Sentences that fit no intent.")
+        .count(nothing_fits);
 }
 
 fn decoding(text: &mut Exposition, counts: &Decoding) {
@@ -164,8 +166,7 @@ fn throughput(text: &mut Exposition, throughput: &Throughput) {
     text.counter("bitnetd_screen_tokens_total", "Tokens chosen through the screened head.").count(tokens);
     text.counter("bitnetd_screen_rows_total", "Rows of the head read for them.").count(rows);
     text.counter("bitnetd_screen_scans_total", "Times that the whole head was read instead.").count(scans);
-    text.counter("bitnetd_screen_checks_total", "Times that it was compared with the whole head.")
-        .count(checks);
+    text.counter("bitnetd_screen_checks_total", "Comparisons with the whole head.").count(checks);
     text.counter("bitnetd_screen_misses_total", "Comparisons that found another best token.").count(misses);
 }
 
@@ -204,11 +205,8 @@ fn power(text: &mut Exposition, power: Option<&Reading>, energy: Option<&Energy>
         .sample(&labels, Some(energy.joules));
     text.counter("bitnetd_energy_above_idle_joules_total", "Of it, what was drawn beyond the idle power.")
         .sample(&labels, energy.joules_above_idle);
-    text.counter(
-        "bitnetd_requests_energy_joules_total",
-        "Of it, what was drawn while requests were computed.",
-    )
-    .sample(&labels, Some(energy.requests_joules));
+    text.counter("bitnetd_requests_energy_joules_total", "Of it, drawn while requests were computed.")
+        .sample(&labels, Some(energy.requests_joules));
     text.gauge("bitnetd_energy_joules_per_token", "Energy for each generated token, since start.")
         .sample(&labels, energy.joules_per_token);
     text.gauge("bitnetd_energy_above_idle_joules_per_token", "The same beyond the idle power.")
@@ -225,7 +223,7 @@ fn thermal(text: &mut Exposition, thermal: &Thermal) {
     }
     let Some(found) = &thermal.throttling else { return };
     reasons(text, "bitnetd_throttled", "Why the processor is held back now.", found.now);
-    let help = "Why it was held back at any time since the board was switched on.";
+    let help = "Why it was held back since the board was switched on.";
     reasons(text, "bitnetd_throttled_since_boot", help, found.since_boot);
 }
 
@@ -272,22 +270,18 @@ fn memory(text: &mut Exposition, memory: &Memory) {
     text.gauge("bitnetd_memory_host_total_bytes", "Of the host.").unlabelled(bytes(memory.host_total_bytes));
     text.gauge("bitnetd_memory_host_available_bytes", "Of the host, free for use.")
         .unlabelled(bytes(memory.host_available_bytes));
-    text.gauge("bitnetd_memory_limit_enforced", "Whether the kernel holds this process to a limit.")
+    text.gauge("bitnetd_memory_limit_enforced", "Whether the kernel limits this process.")
         .count(memory.memory_limit_enforced.into());
     text.gauge("bitnetd_memory_group_bytes", "Of the control group, pages of files included.")
         .unlabelled(bytes(memory.group_bytes));
     text.gauge("bitnetd_memory_group_peak_bytes", "The most that the control group ever had.")
         .unlabelled(bytes(memory.group_peak_bytes));
-    text.counter(
-        "bitnetd_memory_oom_kills_total",
-        "Processes of the control group killed for want of memory.",
-    )
-    .unlabelled(bytes(memory.oom_kills));
+    text.counter("bitnetd_memory_oom_kills_total", "Processes of the control group killed for memory.")
+        .unlabelled(bytes(memory.oom_kills));
 }
 
 fn pressure(text: &mut Exposition, cpu: &Cpu, memory: &Memory) {
-    let mut family =
-        text.gauge("bitnetd_pressure_ratio", "Share of the time that tasks waited for a resource.");
+    let mut family = text.gauge("bitnetd_pressure_ratio", "Share of time that tasks waited for a resource.");
     for (resource, found) in [("cpu", cpu.pressure), ("memory", memory.pressure)] {
         let Some(Pressure { some_10s, some_60s, full_10s }) = found else { continue };
         let labels = |kind, window| [("resource", resource), ("kind", kind), ("window", window)];
@@ -301,18 +295,15 @@ fn pressure(text: &mut Exposition, cpu: &Cpu, memory: &Memory) {
 fn mqtt(text: &mut Exposition, link: &MqttLink) {
     text.gauge("bitnetd_mqtt_connected", "Whether the broker is connected.").count(link.connected.into());
     text.counter("bitnetd_mqtt_connects_total", "Connections made.").count(link.connects);
-    text.counter(
-        "bitnetd_mqtt_sessions_lost_total",
-        "Connections on which the broker did not have the session of this device.",
-    )
-    .count(link.sessions_lost);
+    text.counter("bitnetd_mqtt_sessions_lost_total", "Connections without a session at the broker.")
+        .count(link.sessions_lost);
     text.gauge("bitnetd_mqtt_outbox", "Replies that the broker has not acknowledged.").count(link.outbox);
-    text.gauge("bitnetd_mqtt_waiting", "Prompts of the broker that have no answer yet.").count(link.waiting);
-    text.counter("bitnetd_mqtt_subscriptions_lost_total", "Subscriptions found missing and asked for again.")
+    text.gauge("bitnetd_mqtt_waiting", "Prompts of the broker without an answer.").count(link.waiting);
+    text.counter("bitnetd_mqtt_subscriptions_lost_total", "Subscriptions that were missing.")
         .count(link.subscriptions_lost);
     text.counter("bitnetd_mqtt_duplicates_total", "Prompts that the broker delivered again.")
         .count(link.duplicates);
-    text.counter("bitnetd_mqtt_resent_total", "Prompts that were given a stored answer.").count(link.resent);
+    text.counter("bitnetd_mqtt_resent_total", "Prompts given a stored answer.").count(link.resent);
     text.counter("bitnetd_mqtt_dropped_total", "Replies given up, and prompts ignored in a flood.")
         .count(link.dropped);
     text.gauge("bitnetd_mqtt_durable", "Whether answers outlive a crash.").count(link.durable.into());

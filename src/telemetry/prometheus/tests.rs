@@ -192,6 +192,7 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.decoding.record_step(3);
     telemetry.decoding.found_prefix(128);
     telemetry.structured_output.refused();
+    telemetry.structured_output.nothing_fits(2);
     telemetry.http.called(super::super::HttpApi::OpenAi);
     telemetry.http.denied();
     telemetry.http.ignored_keys(3);

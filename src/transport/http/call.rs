@@ -5,6 +5,7 @@
 use super::HttpContext;
 use super::access::{AccessDenied, AccessRules};
 use super::answer_body::{AnswerBody, CallGuard, EventBody};
+use super::request_body::UnreadBody;
 use super::response::{self, HttpResponse, JSON, TEXT};
 use super::routes::{self, HttpRoute};
 use super::slots::TakenSlots;
@@ -53,6 +54,7 @@ impl Caller {
         let call = CallGuard::begin(self.context.new_id(), &self.in_flight);
         let id = call.request.id.as_str().to_owned();
         let (head, body) = request.into_parts();
+        let body = UnreadBody::new(&head.headers, body);
         let api = routes::api(head.uri.path());
         self.context.0.telemetry.http.called(api);
         let route = routes::route(&head.method, head.uri.path());
@@ -87,7 +89,7 @@ impl Caller {
         &self,
         api: HttpApi,
         route: HttpRoute,
-        body: Incoming,
+        body: UnreadBody,
         call: CallGuard,
         received: Instant,
     ) -> HttpResponse {
@@ -142,7 +144,7 @@ impl Caller {
         &self,
         api: HttpApi,
         route: &HttpRoute,
-        body: Incoming,
+        body: UnreadBody,
         mut guard: CallGuard,
         received: Instant,
     ) -> Result<HttpResponse, HttpRefusal> {
@@ -161,16 +163,18 @@ impl Caller {
         }
     }
 
-    /// Waits for a slot, then reads the body and translates it.
+    /// Reads the body, waits for a slot, and translates the body. A slot is taken last, so that no call holds one whose body is
+    /// still on its way.
     async fn read_call(
         &self,
         route: &HttpRoute,
-        body: Incoming,
+        body: UnreadBody,
         guard: &mut CallGuard,
         refuse: impl Fn(Refusal) -> HttpRefusal,
     ) -> Result<Call, HttpRefusal> {
-        guard.slot = Some(self.wait_for_slot().await.map_err(&refuse)?);
+        self.wait_for_model().await.map_err(&refuse)?;
         let body = self.context.0.bodies.read(&self.peer.queue_key, body).await.map_err(&refuse)?;
+        guard.slot = Some(self.wait_for_slot().await.map_err(&refuse)?);
         let context = CallContext {
             model: Arc::clone(&self.context.0.model),
             id: guard.request.id.as_str().to_owned(),
@@ -187,13 +191,23 @@ impl Caller {
         }
     }
 
-    /// Waits until the model is loaded and a slot is free.
+    /// Waits until the model is loaded: until then, nothing is read.
+    async fn wait_for_model(&self) -> Result<(), Refusal> {
+        let shared = &self.context.0;
+        tokio::select! {
+            biased;
+            () = shared.draining.cancelled() => Err(Refusal::shutting_down()),
+            () = shared.loaded.cancelled() => Ok(()),
+        }
+    }
+
+    /// Waits until a slot is free.
     async fn wait_for_slot(&self) -> Result<TakenSlots, Refusal> {
         let shared = &self.context.0;
         tokio::select! {
             biased;
             () = shared.draining.cancelled() => Err(Refusal::shutting_down()),
-            slot = async { shared.loaded.cancelled().await; shared.slots.take(&self.peer.queue_key, 1).await } => Ok(slot),
+            slot = shared.slots.take(&self.peer.queue_key, 1) => Ok(slot),
         }
     }
 
@@ -228,14 +242,16 @@ impl Caller {
             return loop {
                 match events.recv().await {
                     Some(Event::Done(done)) => break Ok(response::response(200, JSON, encoder.whole(&done))),
-                    Some(Event::Error { refusal, .. }) => break Err(refuse(refusal)),
+                    Some(Event::Error { refusal, .. }) => {
+                        break Err(refuse(encoder.in_callers_words(refusal)));
+                    }
                     Some(Event::Token { .. }) => {}
                     None => break Err(refuse(lost())),
                 }
             };
         };
         let first = match events.recv().await {
-            Some(Event::Error { refusal, .. }) => return Err(refuse(refusal)),
+            Some(Event::Error { refusal, .. }) => return Err(refuse(encoder.in_callers_words(refusal))),
             Some(event) => event,
             None => return Err(refuse(lost())),
         };

@@ -35,8 +35,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Memory that one connection can hold, in bytes: the head of a request, and what waits to be written.
-pub const CONNECTION_BYTES: usize = 48 << 10;
+/// Memory that one connection can hold, in bytes: the head of a request, the beginning of its body, and what waits to be
+/// written.
+pub const CONNECTION_BYTES: usize = 64 << 10;
 
 /// Memory that the bodies of calls can take together while they are read and translated, for each byte that one may have: two
 /// bodies, and the values of the one that is translated twice, once as they were parsed and once as our own. How many values a

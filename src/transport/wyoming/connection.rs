@@ -4,7 +4,7 @@
 
 use super::WyomingContext;
 use super::answer::{self, SentenceAnswer};
-use crate::protocol::wyoming::{self, EventReader, Transcript, WyomingCall, WyomingEvent};
+use crate::protocol::wyoming::{self, EventReader, MAX_DATA, Transcript, WyomingCall, WyomingEvent};
 use crate::protocol::{Code, Event, Refusal, Request, RequestId};
 use crate::transport::in_flight::{InFlight, InFlightRequest};
 use crate::transport::tcp_accept::TcpClient;
@@ -157,8 +157,8 @@ impl Connection {
         }
     }
 
-    /// The event that ends a request; `None` where the daemon takes none any more. A client that leaves meanwhile
-    /// cancels it.
+    /// The event that ends a request; `None` where the daemon takes none any more. A client that leaves meanwhile, or that
+    /// sends without end, cancels it.
     async fn answer_to(&mut self, request: Request) -> io::Result<Option<Event>> {
         self.asked += 1;
         let id = RequestId::from(format!("w{}-{}", self.number, self.asked));
@@ -169,7 +169,7 @@ impl Connection {
         let running = InFlightRequest::begin(id.clone(), &self.in_flight);
         let inbound = Inbound {
             request,
-            id,
+            id: id.clone(),
             client: self.client.clone(),
             cache_key: self.client.clone(),
             queue_key: self.client.clone(),
@@ -195,8 +195,10 @@ impl Connection {
                     is_closing = true;
                     running.cancel.raise();
                 }
-                length = self.stream.read(&mut piece), if self.reader.has_space() => match length? {
+                length = self.stream.read(&mut piece) => match length? {
                     0 => return Err(io::ErrorKind::ConnectionAborted.into()),
+                    // Unread bytes would hide that the client has left, and nobody sends so many before it has an answer.
+                    _ if !self.reader.has_space() => return Ok(Some(too_much(id))),
                     length => self.reader.push(&piece[..length]),
                 },
             }
@@ -227,4 +229,10 @@ impl Connection {
         };
         timeout(LINGER, rest).await.unwrap_or(Ok(()))
     }
+}
+
+/// The end of a request whose client sends on and on instead of reading the answer.
+fn too_much(id: RequestId) -> Event {
+    let message = format!("more than {} KiB came before the answer; wait for it", MAX_DATA >> 10);
+    Event::Error { id: Some(id), refusal: Refusal::new(Code::TooLarge, message) }
 }

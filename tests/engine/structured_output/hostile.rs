@@ -9,6 +9,12 @@ use std::time::{Duration, Instant};
 /// does not end.
 const SOON: Duration = Duration::from_secs(if cfg!(target_arch = "aarch64") { 120 } else { 20 });
 
+/// The most allocations that compiling a source may take, and their bytes. Unlike a time, they are the same on all machines and
+/// under any load: the hardest of these sources takes 48,125 allocations of 6.1 MB, which are 66 ms of a release build where
+/// that was measured, so that this many are 100 ms.
+const MOST_ALLOCATIONS: usize = 73_000;
+const MOST_BYTES: usize = 9_300_000;
+
 fn nested(depth: usize) -> String {
     format!("{}{}", "{\"items\":".repeat(depth), "true".to_owned() + &"}".repeat(depth))
 }
@@ -64,6 +70,17 @@ pub fn hostile() -> Vec<(&'static str, GrammarSource)> {
         ("no start", lark("a: \"b\"\n")),
         ("a directive", lark("%llguidance {\"allow_invalid_utf8\":true}\nstart: /./\n")),
     ]
+}
+
+#[test]
+fn each_is_refused_or_compiled_within_counted_work() {
+    let engine = engine();
+    engine.grammars().expect("made");
+    for (name, source) in hostile() {
+        let (_, count, bytes) = allocations::counted(|| compile(&engine, &source));
+        println!("{name}: {count} allocations of {bytes} bytes");
+        assert!(count <= MOST_ALLOCATIONS && bytes <= MOST_BYTES, "{name}: {count} of {bytes} bytes");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Answers under a grammar: they always fit, what a grammar does not restrict stays as it was, and hostile sources are
 //! refused quickly.
 
+mod calls;
 mod decoding;
 mod exceptions;
 mod hostile;

@@ -73,6 +73,18 @@ impl CallSyntax {
         !self.mark().starts_with('{')
     }
 
+    /// Whether JSON without white space between its tokens is never a call: a call begins with another character, or has white
+    /// space where such JSON has none.
+    pub fn differs_from_compact_json(&self) -> bool {
+        let before = format!("{}f{}", self.open, self.middle);
+        let mut in_string = false;
+        before.starts_with(|c| c != '{' && c != '[')
+            || before.chars().any(|c| {
+                in_string ^= c == '"';
+                !in_string && c.is_whitespace()
+            })
+    }
+
     /// The calls that an answer consists of, each on a line of its own or right behind the one before; `None` where
     /// it is anything else.
     pub fn parse(&self, answer: &str) -> Option<Vec<WrittenCall>> {
@@ -131,6 +143,11 @@ mod tests {
         let llama = llama.expect("a form");
         assert_eq!(parts(&llama), ["{\"name\": \"", "\", \"parameters\": ", "}"]);
         assert_eq!((llama.mark(), llama.allows_several()), ("{", false));
+        let tight = learned("a:", "{\"name\":\"NAME\",\"parameters\":ARGS}", "</s>").expect("a form");
+        let listed =
+            learned("a:", "[TOOL_CALLS][{\"name\":\"NAME\",\"arguments\":ARGS}]", "</s>").expect("a form");
+        let differ = [&hermes, &llama, &listed, &tight].map(CallSyntax::differs_from_compact_json);
+        assert_eq!(differ, [true, true, false, false], "a list is taken for JSON, to be on the safe side");
         let tagged = learned("a:", "<function=NAME>ARGS</function>", "</s>").expect("a form");
         assert_eq!(parts(&tagged), ["<function=", ">", "</function>"]);
         assert_eq!(learned("a:", "", "</s>"), None);

@@ -4,6 +4,7 @@ use super::super::answer::{
     AnswerHead, ChoiceView, SentText, bytes, cached_tokens, choices, extras, total_tokens, unix_seconds,
 };
 use super::super::call_keys::OpenAiKeys;
+use super::CallersWords;
 use crate::protocol::api::{AnswerEncoder, CallContext};
 use crate::protocol::{Code, Done, Event, FinishReason, Refusal, Request, TokenLogprob, ToolCall};
 use serde_json::{Map, Value, json};
@@ -17,8 +18,8 @@ const ECHOED: [&str; 8] =
 #[derive(Debug)]
 pub(super) struct Echo {
     keys: Map<String, Value>,
-    /// At most one call of a function: `parallel_tool_calls` is false.
-    pub one_call: bool,
+    /// Whether there may be several calls of functions.
+    pub parallel_tool_calls: bool,
 }
 
 impl Echo {
@@ -28,7 +29,7 @@ impl Echo {
         if let Some(Value::Array(tools)) = keys.get_mut("tools") {
             tools.iter_mut().for_each(complete_tool);
         }
-        Echo { keys, one_call: false }
+        Echo { keys, parallel_tool_calls: true }
     }
 
     fn get(&self, key: &str, left_out: Value) -> Value {
@@ -52,6 +53,7 @@ pub(super) struct ResponseEncoder {
     head: AnswerHead,
     now: SystemTime,
     echo: Echo,
+    words: CallersWords,
     message_id: String,
     stream: bool,
     has_logprobs: bool,
@@ -63,11 +65,12 @@ pub(super) struct ResponseEncoder {
 }
 
 impl ResponseEncoder {
-    pub fn new(context: &CallContext, request: &Request, echo: Echo) -> Self {
+    pub fn new(context: &CallContext, request: &Request, echo: Echo, words: CallersWords) -> Self {
         ResponseEncoder {
             head: AnswerHead::new(context, "resp_"),
             now: context.now,
             echo,
+            words,
             message_id: format!("msg_{}", context.id),
             stream: request.stream,
             has_logprobs: request.logprobs.is_some(),
@@ -93,7 +96,7 @@ impl ResponseEncoder {
             "max_tool_calls": null,
             "model": self.head.model,
             "output": [],
-            "parallel_tool_calls": !self.echo.one_call,
+            "parallel_tool_calls": self.echo.parallel_tool_calls,
             "previous_response_id": null,
             "reasoning": { "effort": null, "summary": null },
             "store": false,
@@ -112,7 +115,7 @@ impl ResponseEncoder {
 
     /// The response of an answer that has ended.
     fn ended(&self, done: &Done) -> Value {
-        let choices = choices(done, self.echo.one_call);
+        let choices = choices(done);
         let mut response = self.response(status(done.finish_reason));
         if done.finish_reason == FinishReason::Stop {
             let took = Duration::try_from_secs_f64(done.timings.total_ms / 1000.0).unwrap_or_default();
@@ -218,7 +221,7 @@ impl ResponseEncoder {
     }
 
     fn push_end(&mut self, to: &mut Vec<u8>, done: &Done) {
-        let choices = choices(done, self.echo.one_call);
+        let choices = choices(done);
         for choice in choices.iter().take(1) {
             let (text, tokens) = self.sent.rest(choice);
             if !text.is_empty() {
@@ -242,6 +245,10 @@ impl AnswerEncoder for ResponseEncoder {
         self.stream.then_some("text/event-stream")
     }
 
+    fn in_callers_words(&self, refusal: Refusal) -> Refusal {
+        self.words.of(refusal)
+    }
+
     fn begin(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
         for kind in ["response.created", "response.in_progress"] {
@@ -260,8 +267,9 @@ impl AnswerEncoder for ResponseEncoder {
             }
             Event::Done(done) => self.push_end(&mut out, done),
             Event::Error { refusal, .. } => {
+                let refusal = self.in_callers_words(refusal.clone());
                 let mut response = self.response("failed");
-                response["error"] = json!({ "code": error_code(refusal), "message": refusal.message });
+                response["error"] = json!({ "code": error_code(&refusal), "message": refusal.message });
                 self.push(&mut out, "response.failed", json!({ "response": response }));
             }
         }

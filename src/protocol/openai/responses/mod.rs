@@ -3,7 +3,7 @@
 mod answer;
 mod items;
 
-use super::call_keys::{OpenAiKeys, invalid, whole};
+use super::call_keys::{CheckedCall, KeyNames, OpenAiKeys, invalid, whole};
 use super::chat::{check_tool_choice, without_nulls};
 use super::content::only;
 use crate::protocol::Refusal;
@@ -35,15 +35,19 @@ pub fn responses(body: &[u8], context: &CallContext) -> Result<Call, Refusal> {
     let mut ignored = 0;
     let conversation = Conversation::read(keys.take("instructions"), keys.take("input"), &mut ignored)?;
     keys.set("input", "messages", Value::Array(conversation.messages));
+    keys.name_prompt("input");
     keys.pass("max_output_tokens", "max_tokens", whole);
     text_format(&mut keys, &mut ignored)?;
     tools(&mut keys, &mut ignored)?;
     logprobs(&mut keys, &mut ignored);
-    echo.one_call = keys.flag("parallel_tool_calls")? == Some(false);
+    keys.parallel_tool_calls()?;
     keys.ignored += ignored;
-    let (request, ignored_keys) =
-        keys.request(context).map_err(|refusal| in_words_of_responses(refusal, &conversation.places))?;
-    let encoder = ResponseEncoder::new(context, &request, echo);
+    let places = conversation.places;
+    let CheckedCall { request, ignored_keys, names } =
+        keys.request(context).map_err(|refusal| in_words_of_responses(refusal, &places))?;
+    echo.parallel_tool_calls = request.parallel_tool_calls;
+    let words = CallersWords { names, places };
+    let encoder = ResponseEncoder::new(context, &request, echo, words);
     Ok(Call::Ask(Box::new(TranslatedRequest { request, encoder: Box::new(encoder), ignored_keys })))
 }
 
@@ -121,6 +125,20 @@ fn logprobs(keys: &mut OpenAiKeys, ignored: &mut u32) {
     }
     if let Some(top) = top {
         keys.set("top_logprobs", "top_logprobs", top);
+    }
+}
+
+/// The caller's names of the keys and of the messages.
+#[derive(Debug)]
+struct CallersWords {
+    names: KeyNames,
+    /// The number of the input item that each message came from; `None` for the instructions.
+    places: Vec<Option<usize>>,
+}
+
+impl CallersWords {
+    fn of(&self, refusal: Refusal) -> Refusal {
+        in_words_of_responses(self.names.in_callers_words(refusal), &self.places)
     }
 }
 

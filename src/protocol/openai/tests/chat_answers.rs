@@ -1,6 +1,7 @@
 //! Answers of `/v1/chat/completions`, whole and in chunks.
 
 use super::*;
+use crate::protocol::Code;
 
 fn chat(keys: Value) -> TranslatedRequest {
     ask(chat_completions, &with(json!({ "messages": [{ "role": "user", "content": "hi" }] }), keys))
@@ -83,8 +84,14 @@ fn calls_have_their_arguments_as_text_and_no_content() {
     );
     let call = json!({ "id": "call_7_0_1", "type": "function", "function": { "name": "set_light", "arguments": "{\"z\":1,\"a\":[true]}" } });
     assert_eq!(message["tool_calls"][1], call);
-    let one = whole(&mut chat(json!({ "parallel_tool_calls": false })), &with_calls(2));
-    assert_eq!(one["choices"][0]["message"]["tool_calls"].as_array().map(Vec::len), Some(1));
+    // The grammar allows one call, so that there is nothing to drop here.
+    for (keys, expected) in [
+        (json!({}), true),
+        (json!({ "parallel_tool_calls": true }), true),
+        (json!({ "parallel_tool_calls": false }), false),
+    ] {
+        assert_eq!(chat(keys).request.parallel_tool_calls, expected);
+    }
 }
 
 #[test]
@@ -175,4 +182,27 @@ fn an_error_in_a_stream_is_an_event_and_the_end() {
     let error = Event::Error { id: Some("7".into()), refusal: Refusal::shutting_down() };
     let found = chunks(&mut chat(json!({ "stream": true })), &[token("y"), error]);
     assert_eq!(found[2]["error"]["type"], "server_error");
+}
+
+#[test]
+fn refusals_of_the_daemon_name_the_callers_keys() {
+    let format = json!({ "type": "json_schema", "json_schema": { "schema": {} } });
+    let ask = chat(json!({ "stream": true, "max_completion_tokens": 9, "response_format": format }));
+    for (ours, theirs) in [
+        ("prompt: no tokens", "messages: no tokens"),
+        ("messages: the template says no", "messages: the template says no"),
+        ("max_tokens: no", "max_completion_tokens: no"),
+        ("response_format.json_schema.schema: no", "response_format.json_schema.schema: no"),
+        ("tools[0].function.parameters: no", "tools[0].function.parameters: no"),
+        ("promptly: no", "promptly: no"),
+    ] {
+        let refusal = ask.encoder.in_callers_words(Refusal::new(Code::InvalidRequest, ours));
+        assert_eq!(refusal.message, theirs);
+    }
+    let refusal = Refusal::new(Code::InvalidRequest, "max_tokens: no");
+    let found = chunks(
+        &mut chat(json!({ "stream": true, "max_completion_tokens": 9 })),
+        &[Event::Error { id: None, refusal }],
+    );
+    assert_eq!(found.last().expect("one")["error"]["param"], "max_completion_tokens");
 }

@@ -1,6 +1,7 @@
 //! `/v1/completions`.
 
 use super::*;
+use crate::protocol::Code;
 use crate::protocol::Input;
 
 fn complete(keys: Value) -> TranslatedRequest {
@@ -91,4 +92,17 @@ fn a_stream_ends_with_the_token_counts_where_they_are_asked_for() {
     let found = chunks(&mut complete(keys), &[Event::Done(Box::new(done("yes", FinishReason::Stop)))]);
     assert_eq!((found[0]["choices"][0]["text"].as_str(), &found[0]["usage"]), (Some("yes"), &Value::Null));
     assert_eq!((&found[2]["choices"], &found[2]["usage"]["prompt_tokens"]), (&json!([]), &json!(11)));
+}
+
+#[test]
+fn refusals_of_the_daemon_name_the_callers_keys() {
+    let ask = complete(json!({ "logprobs": 2 }));
+    for (ours, theirs) in [
+        ("messages: the template says no", "prompt: the template says no"),
+        ("prompt: no tokens", "prompt: no tokens"),
+        ("top_logprobs: no", "logprobs: no"),
+    ] {
+        let refusal = ask.encoder.in_callers_words(Refusal::new(Code::InvalidRequest, ours));
+        assert_eq!(refusal.message, theirs);
+    }
 }

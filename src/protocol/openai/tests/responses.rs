@@ -244,11 +244,35 @@ fn calls_are_items_of_their_own() {
     assert_eq!(found[5].1["item"], item);
     let output = &found.last().expect("some").1["response"]["output"];
     assert_eq!((output.as_array().map(Vec::len), &output[0]), (Some(2), &item));
-    let one = whole(&mut respond(json!({ "parallel_tool_calls": false })), &with_calls(2));
-    assert_eq!(
-        (one["output"].as_array().map(Vec::len), &one["parallel_tool_calls"]),
-        (Some(1), &json!(false))
-    );
+    let mut one = respond(json!({ "parallel_tool_calls": false }));
+    assert!(!one.request.parallel_tool_calls);
+    assert_eq!(whole(&mut one, &with_calls(1))["parallel_tool_calls"], json!(false));
+}
+
+#[test]
+fn refusals_of_the_daemon_name_the_callers_keys() {
+    let ask = respond(json!({
+        "instructions": "i", "input": [{ "role": "user", "content": "a" }], "max_output_tokens": 9, "tools": [tool()],
+        "text": { "format": { "type": "json_schema", "name": "n", "schema": {} } }, "top_logprobs": 1,
+    }));
+    for (ours, theirs) in [
+        ("prompt: no tokens", "input: no tokens"),
+        ("messages: the template says no", "input: the template says no"),
+        ("messages[0]: no", "instructions: no"),
+        ("messages[1].content: no", "input[0].content: no"),
+        ("max_tokens: no", "max_output_tokens: no"),
+        ("logprobs: no", "top_logprobs: no"),
+        ("response_format: no", "text.format: no"),
+        ("response_format.json_schema.schema: #/a: no", "text.format.schema: #/a: no"),
+        ("tools[0].function.parameters: no", "tools[0].parameters: no"),
+        ("tool_choice.function.name: no", "tool_choice.name: no"),
+        ("tool_choice: no", "tool_choice: no"),
+    ] {
+        let refusal = ask.encoder.in_callers_words(Refusal::new(Code::InvalidRequest, ours));
+        assert_eq!(refusal.message, theirs);
+        let body: Value = serde_json::from_slice(&refused(&refusal).body).expect("JSON");
+        assert_eq!(body["error"]["param"], theirs.split(": ").next().expect("a key"));
+    }
 }
 
 #[test]
