@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Far more than anything here takes, also under emulation.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The interface in front of this channel, with the tokens `loaded`, `draining` and `close`.
 pub(crate) fn context(

@@ -39,7 +39,7 @@ fn another_answer_to_a_prompt_is_that_of_a_new_session_and_reads_one_token() {
     let anew = |seed| engine.session(128).generate(&prompt, &warm(seed), go_on).expect("sound").tokens;
     let mut session = engine.session(128);
     assert_eq!(session.generate(&prompt, &warm(1), go_on).expect("sound").tokens, anew(1));
-    for seed in [2, 3, 1] {
+    for seed in [2, 3, 1].into_iter().take(few(1)) {
         let mut read = 0;
         let count = |step: Step<'_>| {
             read += usize::from(matches!(step, Step::Prefill(_)));

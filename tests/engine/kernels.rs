@@ -2,27 +2,34 @@
 
 use crate::{few, formats};
 use bitnetd::engine::kernels::Kernels;
-use bitnetd::engine::quant::{BLOCK, FloatFormat, RowFormat, packed_row};
+use bitnetd::engine::quant::{BLOCK, FloatFormat, RowFormat, code, packed_row};
 use bitnetd::random::Lcg;
 use half::f16;
 
-/// The sum of products, written as the definition says.
-fn by_definition(weights: &[u8], q: &[i8], cols: usize, row: usize, token: usize) -> i32 {
-    let line = &weights[row * packed_row(cols)..];
-    let code = |col: usize| i32::from(bitnetd::engine::quant::code(line, col)) - 1;
-    (0..cols).map(|col| code(col) * i32::from(q[token * cols + col])).sum()
+/// Each row times each token, a row after the other: sums of products, written as the definition says. Rows are unpacked
+/// once each, since under an emulator this takes longer than the kernels.
+fn by_definition(weights: &[u8], q: &[i8], cols: usize) -> Vec<Vec<i32>> {
+    let rows = weights.chunks(packed_row(cols)).map(|row| {
+        let codes: Vec<i32> = (0..cols).map(|col| i32::from(code(row, col)) - 1).collect();
+        let times = |q: &[i8]| codes.iter().zip(q).map(|(code, q)| code * i32::from(*q)).sum();
+        q.chunks(cols).map(times).collect()
+    });
+    rows.collect()
 }
 
-fn check_ternary(kernels: &Kernels, weights: &[u8], q: &[i8], cols: usize) {
+/// All tables multiply the same numbers.
+fn check_ternary(weights: &[u8], q: &[i8], cols: usize) {
     let (rows, tokens) = (weights.len() / packed_row(cols), q.len() / cols);
     let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
-    let mut out = vec![i32::MIN; rows * tokens];
-    kernels.ternary_gemm(weights, q, &sums, &mut out);
-    for token in 0..tokens {
-        for row in 0..rows {
-            let want = by_definition(weights, q, cols, row, token);
-            let at = format!("{} cols {cols} row {row} token {token}", kernels.name());
-            assert_eq!(out[token * rows + row], want, "{at}");
+    let want = by_definition(weights, q, cols);
+    for kernels in Kernels::all() {
+        let mut out = vec![i32::MIN; rows * tokens];
+        kernels.ternary_gemm(weights, q, &sums, &mut out);
+        for (row, want) in want.iter().enumerate() {
+            for (token, want) in want.iter().enumerate() {
+                let dot = out[token * rows + row];
+                assert_eq!(dot, *want, "{} cols {cols} row {row} token {token}", kernels.name());
+            }
         }
     }
 }
@@ -30,15 +37,13 @@ fn check_ternary(kernels: &Kernels, weights: &[u8], q: &[i8], cols: usize) {
 #[test]
 fn every_table_multiplies_as_the_definition_says_at_all_lengths() {
     let mut numbers = Lcg::new(1);
-    for kernels in Kernels::all() {
-        // Around 128 blocks a kernel may begin another span of a row.
-        for blocks in [1, 2, 3, 14, 15, 16, 17, 30, 31, 45, 54, 127, 129, 258] {
-            for (rows, tokens) in [(1, 1), (3, 2), (2, 4), (5, 5), (4, 9), (19, 1), (11, 6), (17, 15)] {
-                let cols = blocks * BLOCK;
-                let weights = numbers.ternary_codes(rows * packed_row(cols));
-                let q = numbers.int8(tokens * cols);
-                check_ternary(&kernels, &weights, &q, cols);
-            }
+    // Around 128 blocks a kernel may begin another span of a row.
+    for blocks in [1, 2, 3, 14, 15, 16, 17, 30, 31, 45, 54, 127, 129, 258] {
+        for (rows, tokens) in [(1, 1), (3, 2), (2, 4), (5, 5), (4, 9), (19, 1), (11, 6), (17, 15)] {
+            let cols = blocks * BLOCK;
+            let weights = numbers.ternary_codes(rows * packed_row(cols));
+            let q = numbers.int8(tokens * cols);
+            check_ternary(&weights, &q, cols);
         }
     }
 }
@@ -51,14 +56,12 @@ const SHAPES: [(usize, usize); 8] =
 #[test]
 fn every_table_multiplies_as_the_definition_says_for_any_number_of_rows_and_tokens() {
     let mut numbers = Lcg::new(5);
-    for kernels in Kernels::all() {
-        for (rows, tokens) in SHAPES {
-            for blocks in [1, 5] {
-                let cols = blocks * BLOCK;
-                let weights = numbers.ternary_codes(rows * packed_row(cols));
-                let q = numbers.int8(tokens * cols);
-                check_ternary(&kernels, &weights, &q, cols);
-            }
+    for (rows, tokens) in SHAPES {
+        for blocks in [1, 5] {
+            let cols = blocks * BLOCK;
+            let weights = numbers.ternary_codes(rows * packed_row(cols));
+            let q = numbers.int8(tokens * cols);
+            check_ternary(&weights, &q, cols);
         }
     }
 }
@@ -66,13 +69,12 @@ fn every_table_multiplies_as_the_definition_says_for_any_number_of_rows_and_toke
 #[test]
 fn tokens_that_no_whole_tile_takes_are_multiplied_as_the_definition_says() {
     let mut numbers = Lcg::new(10);
-    for kernels in Kernels::all() {
-        for tokens in 1..=2 * kernels.tile_tokens() {
-            for rows in [5, 130] {
-                let cols = 3 * BLOCK;
-                let weights = numbers.ternary_codes(rows * packed_row(cols));
-                check_ternary(&kernels, &weights, &numbers.int8(tokens * cols), cols);
-            }
+    let tile = Kernels::all().iter().map(Kernels::tile_tokens).max().expect("one at least");
+    for tokens in 1..=2 * tile {
+        for rows in [5, 130] {
+            let cols = 3 * BLOCK;
+            let weights = numbers.ternary_codes(rows * packed_row(cols));
+            check_ternary(&weights, &numbers.int8(tokens * cols), cols);
         }
     }
 }
@@ -145,14 +147,12 @@ fn each_token_has_the_sums_that_it_has_alone_whatever_tokens_stand_beside_it() {
 #[test]
 fn many_tokens_are_multiplied_as_the_definition_says_whatever_tiles_they_make() {
     let mut numbers = Lcg::new(11);
-    for kernels in Kernels::all() {
-        for tokens in (24..=37).chain([64]) {
-            // Chunks of 256 columns, the last one short; the last 32 rows are whole, one or nearly all.
-            for (rows, blocks) in [(112, 3), (113, 1), (159, 5)] {
-                let cols = blocks * BLOCK;
-                let weights = numbers.ternary_codes(rows * packed_row(cols));
-                check_ternary(&kernels, &weights, &numbers.int8(tokens * cols), cols);
-            }
+    for tokens in (24..=37).chain([64]) {
+        // Chunks of 256 columns, the last one short; the last 32 rows are whole, one or nearly all.
+        for (rows, blocks) in [(112, 3), (113, 1), (159, 5)] {
+            let cols = blocks * BLOCK;
+            let weights = numbers.ternary_codes(rows * packed_row(cols));
+            check_ternary(&weights, &numbers.int8(tokens * cols), cols);
         }
     }
 }
@@ -160,28 +160,24 @@ fn many_tokens_are_multiplied_as_the_definition_says_whatever_tiles_they_make() 
 #[test]
 fn many_tokens_are_multiplied_as_the_definition_says_for_any_number_of_rows() {
     let mut numbers = Lcg::new(12);
-    for kernels in Kernels::all() {
-        // Around the fewest rows for another way, and around a span of 896.
-        for rows in [1, 31, 111, 128, 511, 512, 513, 545, 896, 897, 1025] {
-            let cols = 3 * BLOCK;
-            let weights = numbers.ternary_codes(rows * packed_row(cols));
-            check_ternary(&kernels, &weights, &numbers.int8(25 * cols), cols);
-        }
+    // Around the fewest rows for another way, and around a span of 896.
+    for rows in [1, 31, 111, 128, 511, 512, 513, 545, 896, 897, 1025] {
+        let cols = 3 * BLOCK;
+        let weights = numbers.ternary_codes(rows * packed_row(cols));
+        check_ternary(&weights, &numbers.int8(25 * cols), cols);
     }
 }
 
 #[test]
 fn extreme_values_overflow_nothing() {
-    for kernels in Kernels::all() {
-        for (blocks, rows, tokens) in
-            [(4, 5, 1), (15, 5, 5), (16, 2, 8), (17, 2, 9), (31, 5, 1), (64, 4, 8), (5, 128, 8), (5, 128, 24)]
-        {
-            let cols = blocks * BLOCK;
-            for byte in [0b00_00_00_00u8, 0b01_01_01_01, 0b10_10_10_10] {
-                for q in [-128i8, -127, 127, 0] {
-                    let weights = vec![byte; rows * packed_row(cols)];
-                    check_ternary(&kernels, &weights, &vec![q; tokens * cols], cols);
-                }
+    for (blocks, rows, tokens) in
+        [(4, 5, 1), (15, 5, 5), (16, 2, 8), (17, 2, 9), (31, 5, 1), (64, 4, 8), (5, 128, 8), (5, 128, 24)]
+    {
+        let cols = blocks * BLOCK;
+        for byte in [0b00_00_00_00u8, 0b01_01_01_01, 0b10_10_10_10] {
+            for q in [-128i8, -127, 127, 0] {
+                let weights = vec![byte; rows * packed_row(cols)];
+                check_ternary(&weights, &vec![q; tokens * cols], cols);
             }
         }
     }
@@ -191,15 +187,13 @@ fn extreme_values_overflow_nothing() {
 fn extreme_values_of_both_signs_overflow_nothing() {
     let mut numbers = Lcg::new(6);
     let cols = 17 * BLOCK;
-    for kernels in Kernels::all() {
-        for (rows, tokens) in [(5, 1), (5, 8), (128, 8), (128, 24)] {
-            let mut one_of = |two: [u8; 2], count: usize| -> Vec<u8> {
-                (0..count).map(|_| two[numbers.next_u31() as usize % 2]).collect()
-            };
-            let weights = one_of([0b00_10_00_10, 0b10_10_10_00], rows * packed_row(cols));
-            let q = one_of([0x80, 0x7f], tokens * cols).into_iter().map(|q| q as i8).collect::<Vec<i8>>();
-            check_ternary(&kernels, &weights, &q, cols);
-        }
+    for (rows, tokens) in [(5, 1), (5, 8), (128, 8), (128, 24)] {
+        let mut one_of = |two: [u8; 2], count: usize| -> Vec<u8> {
+            (0..count).map(|_| two[numbers.next_u31() as usize % 2]).collect()
+        };
+        let weights = one_of([0b00_10_00_10, 0b10_10_10_00], rows * packed_row(cols));
+        let q = one_of([0x80, 0x7f], tokens * cols).into_iter().map(|q| q as i8).collect::<Vec<i8>>();
+        check_ternary(&weights, &q, cols);
     }
 }
 
@@ -207,21 +201,21 @@ fn extreme_values_of_both_signs_overflow_nothing() {
 fn a_row_of_bytes_without_meaning_does_no_harm_to_the_others() {
     let mut numbers = Lcg::new(7);
     for tokens in [9, 24] {
+        let (rows, cols) = (130, 3 * BLOCK);
+        let mut weights = numbers.ternary_codes(rows * packed_row(cols));
+        for row in [1, 64, rows - 1] {
+            weights[row * packed_row(cols)..][..packed_row(cols)].fill(0xff);
+        }
+        let q = numbers.int8(tokens * cols);
+        let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
+        let want = by_definition(&weights, &q, cols);
         for kernels in Kernels::all() {
-            let (rows, cols) = (130, 3 * BLOCK);
-            let mut weights = numbers.ternary_codes(rows * packed_row(cols));
-            for row in [1, 64, rows - 1] {
-                weights[row * packed_row(cols)..][..packed_row(cols)].fill(0xff);
-            }
-            let q = numbers.int8(tokens * cols);
-            let sums: Vec<i32> = q.chunks(cols).map(|row| row.iter().map(|q| i32::from(*q)).sum()).collect();
             let mut out = vec![i32::MIN; rows * tokens];
             kernels.ternary_gemm(&weights, &q, &sums, &mut out);
             for (at, dot) in out.iter().enumerate() {
                 let (token, row) = (at / rows, at % rows);
                 let meant = ![1, 64, rows - 1].contains(&row);
-                let want = by_definition(&weights, &q, cols, row, token);
-                assert!(!meant || *dot == want, "{} row {row} token {token}", kernels.name());
+                assert!(!meant || *dot == want[row][token], "{} row {row} token {token}", kernels.name());
             }
         }
     }
@@ -231,14 +225,12 @@ fn a_row_of_bytes_without_meaning_does_no_harm_to_the_others() {
 fn rows_need_no_alignment() {
     let mut numbers = Lcg::new(2);
     let cols = 3 * BLOCK;
-    for kernels in Kernels::all() {
-        for (offset, rows, tokens) in
-            (0..9).map(|offset| (offset, 5, 9)).chain([(1, 128, 8), (7, 130, 8), (3, 130, 24)])
-        {
-            let weights = numbers.ternary_codes(offset + rows * packed_row(cols));
-            let q = numbers.int8(offset + tokens * cols);
-            check_ternary(&kernels, &weights[offset..], &q[offset..], cols);
-        }
+    for (offset, rows, tokens) in
+        (0..9).map(|offset| (offset, 5, 9)).chain([(1, 128, 8), (7, 130, 8), (3, 130, 24)])
+    {
+        let weights = numbers.ternary_codes(offset + rows * packed_row(cols));
+        let q = numbers.int8(offset + tokens * cols);
+        check_ternary(&weights[offset..], &q[offset..], cols);
     }
 }
 

@@ -68,10 +68,11 @@ fn check_logits(session: &mut Session<'_>, case: &Case, file: &str) -> f32 {
 }
 
 fn check_greedy(session: &mut Session<'_>, case: &Case, file: &str) {
-    let options = Generate { max_tokens: Some(16), ignore_eos: true, ..Generate::default() };
+    let tokens = few(6).min(16);
+    let options = Generate { max_tokens: Some(tokens), ignore_eos: true, ..Generate::default() };
     let answer = session.generate(&case.tokens, &options, |_| ControlFlow::Continue(())).expect("sound");
     let parted = answer.tokens.iter().zip(&case.greedy_16).position(|(a, b)| a != b);
-    let Some(step) = parted else { return assert_eq!(answer.tokens.len(), 16) };
+    let Some(step) = parted else { return assert_eq!(answer.tokens.len(), tokens) };
     // Equal wherever the reference's two best are further apart than the tolerance.
     let prompt: Vec<u32> = case.tokens.iter().chain(&case.greedy_16[..step]).copied().collect();
     let mut last = Vec::new();

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 /// Longest wait for anything in these tests; they share slow machines.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A broker; killed, and its files removed, when dropped.
 pub struct Mosquitto {

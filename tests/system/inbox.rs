@@ -1,7 +1,7 @@
 //! Prompts that wait: none is lost, none is answered twice, none is refused because the queue is full, and what
 //! was acknowledged survives a restart of the daemon.
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, is_emulated};
 use crate::endure::Line;
 use crate::listener::Listener;
 use crate::support::broker::Mosquitto;
@@ -134,8 +134,9 @@ async fn prompts_that_were_acknowledged_outlive_a_state_folder_that_is_removed_b
     let broker = Mosquitto::start().await;
     let folder = Folder::new();
     let settings = linked(broker.port);
-    // Long enough for the disk: what it does not have again when the drain ends gets an error.
-    let drain = "[queue]\ndrain_ms = 3000\n";
+    // Long enough for the disk, too short for all answers: what it does not have again when the drain ends gets an error.
+    let drain_ms = if is_emulated() { 10_000 } else { 3_000 };
+    let drain = format!("[queue]\ndrain_ms = {drain_ms}\n");
     let daemon = Daemon::start(&folder, &format!("{}{settings}{drain}", endless())).await;
     // One or two may be answered within the drain.
     let replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;

@@ -50,9 +50,9 @@ async fn a_request_out_of_time_ends_whether_it_runs_or_waits() {
     let daemon = Daemon::start(&folder, &endless()).await;
     let mut client = daemon.client().await;
     // Long enough to be begun, and never long enough to end.
-    let ran = client.ask(json!({"prompt": "go", "timeout_ms": 2000})).await;
+    let ran = client.ask(json!({"prompt": "go", "timeout_ms": 4000})).await;
     assert_eq!((&ran["event"], &ran["finish_reason"]), (&json!("done"), &json!("timeout")));
-    assert!(ran["timings"]["total_ms"].as_f64().is_some_and(|ms| ms >= 2000.0), "{ran}");
+    assert!(ran["timings"]["total_ms"].as_f64().is_some_and(|ms| ms >= 4000.0), "{ran}");
     client.keep_busy().await;
     client.request(&[json!({"id": "waits", "prompt": "go", "timeout_ms": 50})]).await;
     let waited = client.end().await;
@@ -62,7 +62,7 @@ async fn a_request_out_of_time_ends_whether_it_runs_or_waits() {
 #[tokio::test]
 async fn the_configured_timeout_applies_to_requests_that_name_none() {
     let folder = Folder::new();
-    let daemon = Daemon::start(&folder, &format!("{}[queue]\ntimeout_ms = 1000\n", endless())).await;
+    let daemon = Daemon::start(&folder, &format!("{}[queue]\ntimeout_ms = 3000\n", endless())).await;
     let ran = daemon.client().await.ask(json!({"prompt": "go"})).await;
     assert_eq!(ran["finish_reason"], "timeout", "{ran}");
 }

@@ -15,7 +15,7 @@ async fn what_can_change_live_does_and_the_rest_is_named() {
     let mut daemon = Daemon::spawn(&mut manager.starts(&folder, &endless()), &folder);
     manager.hears("READY=1").await;
     daemon.ready().await;
-    let changed = "[queue]\ntimeout_ms = 500\ndepth = 3\n[budget]\nthreads = 2\n[log]\nlevel = \"debug\"\n";
+    let changed = "[queue]\ntimeout_ms = 3000\ndepth = 3\n[budget]\nthreads = 2\n[log]\nlevel = \"debug\"\n";
     folder.config(&format!("{}{changed}", endless()));
     daemon.process.signal(Signal::HUP);
     let reloading = manager.hears("RELOADING=1").await;

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for what must happen.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// How long to look for what must not happen.
 pub const QUIET_PERIOD: Duration = Duration::from_millis(700);
 

@@ -23,7 +23,7 @@ async fn devices(home: &SharedHome, expected: &[&str]) {
         if names == expected {
             return;
         }
-        assert!(begin.elapsed() < Duration::from_secs(20), "{names:?} are not {expected:?}");
+        assert!(begin.elapsed() < Duration::from_secs(120), "{names:?} are not {expected:?}");
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -75,7 +75,7 @@ async fn thousands_of_descriptions_do_not_keep_a_prompt_waiting() {
     answer(harness.request().await, "hello");
     let begin = Instant::now();
     while names.current().names().devices.len() != 2001 {
-        assert!(begin.elapsed() < Duration::from_secs(20));
+        assert!(begin.elapsed() < Duration::from_secs(120));
         sleep(Duration::from_millis(50)).await;
     }
     std::fs::remove_file(folder).expect("it was written");

@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Far more than anything here takes, also under emulation.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Maximum number of connections of these servers.
 const CONNECTIONS: usize = 64;
@@ -171,7 +171,7 @@ async fn answer(inbound: Inbound) {
     let mut reason = FinishReason::Stop;
     match prompt.as_str() {
         "lost" => return,
-        "deaf" => sleep(TIMEOUT).await,
+        "deaf" => sleep(Duration::from_secs(30)).await,
         "hang" => reason = hang(&inbound.cancel).await,
         "flood" => reason = flood(&inbound).await,
         words => {

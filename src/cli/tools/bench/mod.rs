@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 /// Jobs that are sent to the thread pool to measure the overhead of one; some milliseconds in all.
 const HAND_OVER_JOBS: usize = 2001;
-/// Decoding time between two probes of the memory bandwidth: long enough that the caches that a probe empties do
+/// The least decoding time between two probes of the memory bandwidth: long enough that the caches that a probe empties do
 /// not matter.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// The most warm-up answers until the numbers of threads are tuned; with usual sizes two or three are enough, and
@@ -231,21 +231,23 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Rounds, Failure> {
 }
 
 /// Generates an answer and probes the machine during it, first right after the prompt; the time of the probes is
-/// subtracted.
+/// subtracted. Between two of them it decodes for as long as a probe takes, so that where memory is slow, as under an
+/// emulator, probing at most doubles the time.
 fn generate_with_probes(
     session: &mut Session<'_>,
     prompt: &[u32],
     options: &GenerateOptions,
     mut look: impl FnMut(bool),
 ) -> Answer {
-    let (mut last, mut paused) = (None::<Instant>, Duration::ZERO);
+    let (mut last, mut paused, mut interval) = (None::<Instant>, Duration::ZERO, PROBE_INTERVAL);
     let step = |step: Step<'_>| {
         let now = Instant::now();
-        if matches!(step, Step::Token(_)) && last.is_none_or(|last| now - last >= PROBE_INTERVAL) {
+        if matches!(step, Step::Token(_)) && last.is_none_or(|last| now - last >= interval) {
             look(last.is_none());
             let after = Instant::now();
             last = Some(after);
             paused += after - now;
+            interval = PROBE_INTERVAL.max(after - now);
         }
         ControlFlow::Continue(())
     };
