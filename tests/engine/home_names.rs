@@ -93,7 +93,7 @@ fn decided(engine: &Engine, scope: &IntentScope<'_>, prompt: &str) -> Decision {
     let options = GenerateOptions { constraint: Some(constraint), ..GenerateOptions::default() };
     let held = session.generate(&tokens, &options, |_| ControlFlow::Continue(())).expect("short");
     let mut end = 0;
-    let scores = session.log_probabilities(&tokens, &held.tokens);
+    let scores = session.log_probabilities(&held.tokens);
     let ends = held.tokens.iter().map(|token| {
         end += engine.tokenizer().bytes(*token).len();
         end

@@ -103,6 +103,7 @@ impl Worker {
             .spawn(move || match self.load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
+                    let fixed = engine.model().threads();
                     if self.warms_up {
                         warm_up(&engine, self.context);
                     }
@@ -113,7 +114,7 @@ impl Worker {
                         notes: engine.notes().to_vec(),
                     };
                     drop(loaded.send(Ok(engine_info)));
-                    if let Err(error) = Scheduler::new(&self, &engine).run() {
+                    if let Err(error) = Scheduler::new(&self, &engine, fixed).run() {
                         let _ = alive.send(error); // nobody listens once the daemon stops
                     }
                 }

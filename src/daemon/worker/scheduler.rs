@@ -42,7 +42,8 @@ struct ActiveRequest<'w> {
 }
 
 impl<'w> Scheduler<'w> {
-    pub fn new(worker: &'w Worker, engine: &'w Engine) -> Self {
+    /// `fixed`: the numbers of threads that the configuration names.
+    pub fn new(worker: &'w Worker, engine: &'w Engine, fixed: ThreadCounts) -> Self {
         let session = engine.shared_session(worker.context, worker.parallel);
         Scheduler {
             worker,
@@ -50,13 +51,14 @@ impl<'w> Scheduler<'w> {
             active: (0..session.slots()).map(|_| None).collect(),
             session,
             screening: ShortlistStats::default(),
-            threads: engine.model().threads(),
+            threads: fixed,
         }
     }
 
     /// Answers requests until the queue is closed, or the model's file has changed.
     pub fn run(mut self) -> Result<(), LoadError> {
         let _off = WorkerEndGuard(&self.worker.queue);
+        log_thread_counts(self.engine.model().threads(), &mut self.threads);
         loop {
             // A panic fails what runs: the replies send the error `internal` when they are dropped.
             match catch_unwind(AssertUnwindSafe(|| self.step())) {
