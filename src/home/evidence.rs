@@ -20,6 +20,9 @@ const NUMBERS: &[&str] = &[
 /// Stands for "who is", with any words between: "who wrote it" asks for nobody in the home. No word has a space.
 const WHO_IS: &str = "who is";
 
+/// The intent that would set all lights where nothing says which.
+pub const LIGHT_SET: &str = "HassLightSet";
+
 /// Domains and classes of devices, with the words for them.
 #[rustfmt::skip] // a table is read by its columns
 const KINDS: &[(&str, &[&str])] = &[
@@ -38,7 +41,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("unlocked", &["unlocked", "unlock"]),
 ];
 
-/// Intents that need no slot, with words of which one must be there; others need none.
+/// By stems, as words are compared: without a final `s`. Intents that need no slot, or none that says what is meant, with words of which one must be there; others need none.
 #[rustfmt::skip] // a table is read by its columns
 const INTENTS: &[(&str, &[&str])] = &[
     ("HassLawnMowerStartMowing", &["mow", "mower", "mowing", "mowbot", "lawn", "lawnmower", "grass"]),
@@ -55,6 +58,8 @@ const INTENTS: &[(&str, &[&str])] = &[
     ("HassGetCurrentDate", &["date", "day", "today"]),
     ("HassGetWeather", &["weather", "forecast"]),
     ("HassMediaPrevious", &["previous", "back", "last", "replay", "rewind", "before"]),
+    (LIGHT_SET, &["light", "lighting", "lamp", "bulb", "illuminate", "brightnes", "bright", "brighter", "brightest", "brighten",
+        "dim", "dimmer", "dimmest", "dimmed", "darker", "color", "colour"]),
     ("HassClimateGetTemperature", &["temperature", "temp", "warm", "hot", "cold", "degree", "cool", "thermostat"]),
 ];
 

@@ -4,7 +4,7 @@
 //! names that occur in the prompt are in it, so its size does not depend on the size of the home. An answer is one
 //! terminal: all of it is a regular language. Deliberately knows nothing of tokens, and not what the names stand for.
 
-use super::evidence::Evidence;
+use super::evidence::{Evidence, LIGHT_SET};
 use super::intents::{ALL, INTENTS, Intent, IntentSlot, NEVERMIND, NONE};
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -58,18 +58,20 @@ impl Grammar<'_> {
     fn intent(&mut self, intent: &Intent) -> Option<String> {
         let head = quoted(&format!("{}\",\"slots\":{{", intent.name));
         let mut pairs = Vec::new();
-        let mut has_name = false;
+        let (mut has_name, mut has_place) = (false, false);
         for slot in intent.slots {
             match self.pair(*slot) {
                 Some(pair) => {
                     pairs.push(pair);
                     has_name |= slot.key() == "name";
+                    has_place |= matches!(slot.key(), "area" | "floor");
                 }
                 None if intent.needs.contains(&slot.key()) => return None,
                 None => {}
             }
         }
-        if !has_name && !self.parts.evidence.allows(intent.name) {
+        let says_which = has_name || (has_place && intent.name == LIGHT_SET);
+        if !says_which && !self.parts.evidence.allows(intent.name) {
             return None;
         }
         if pairs.is_empty() {
@@ -218,6 +220,35 @@ mod tests {
         let full = lark(&parts, None).expect("an intent");
         assert!(full.contains("\"wall lamp\"") && full.contains("\"office\""), "{full}");
         assert!(full.lines().all(|line| line.len() < 2000), "{full}");
+    }
+
+    #[test]
+    fn lights_are_set_where_a_light_or_a_place_is_spoken_of() {
+        let lark_of = |prompt: &str, areas: &[&str]| {
+            let areas = areas.iter().map(|area| (*area).to_owned()).collect();
+            let parts = PromptParts { areas, evidence: Evidence::new(prompt, &[]), ..PromptParts::default() };
+            lark(&parts, None).expect("that nothing fits")
+        };
+        for (prompt, areas, is_possible) in [
+            ("what happened in 1969", &[][..], false),
+            ("set the brightness to 50", &[], true),
+            ("dim the lights to 10 percent", &[], true),
+            ("kitchen 50 percent", &["kitchen"], true),
+        ] {
+            assert_eq!(lark_of(prompt, areas).contains("HassLightSet"), is_possible, "{prompt}");
+        }
+    }
+
+    #[test]
+    fn a_floor_of_any_words_needs_a_word_for_one() {
+        let has_floor = |prompt: &str| {
+            let words = vec![("x".to_owned(), None)];
+            let evidence = Evidence::new(prompt, &[]);
+            let parts = PromptParts { words, evidence, is_any_floor: true, ..PromptParts::default() };
+            lark(&parts, None).expect("that nothing fits").contains("\\\"floor\\\"")
+        };
+        assert!(has_floor("turn on the lights upstairs") && has_floor("first floor lights on"));
+        assert!(!has_floor("what happened in 1969"));
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl UnreadBody {
         UnreadBody { incoming, waits_for_continue }
     }
 
-    /// Its length, where the client has said it.
+    /// Its length, where the client gives it.
     fn length(&self) -> Option<usize> {
         self.incoming.size_hint().exact().map(|length| length as usize)
     }
