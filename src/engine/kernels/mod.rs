@@ -121,7 +121,7 @@ impl Kernels {
     /// The batch kernel looks sums up because AMD's Zen 4 begins one 512-bit multiplication a cycle. Intel's servers
     /// begin two, and there tiles take less time for any number of tokens (Sapphire Rapids, one thread, ns for 256
     /// weights from memory: 24 tokens 33 instead of 53, 64 tokens 87 instead of 125, 128 tokens 184 instead of 222).
-    /// They are told by half-precision arithmetic, which they have had since then.
+    /// They are recognised by half-precision arithmetic, which they have had since then.
     fn for_this_cpu(self) -> Self {
         let has_two_multipliers = cpu_features().contains(&("avx512fp16", true));
         Kernels { batch: self.batch.filter(|_| !has_two_multipliers), ..self }
@@ -195,7 +195,7 @@ impl Kernels {
 
     /// Multiplies rows of 2-bit codes 0 to 3, which stand for -1 to 2, by rows quantised to int8, none of which is
     /// beyond 85: then three times an int8 is at most twice 128, which is what the sums of ternary weights in few bits
-    /// have room for. (Products of `vpdpbusd` and `sdot` are added in 32 bits and would need no such limit.)
+    /// can hold. (Products of `vpdpbusd` and `sdot` are added in 32 bits and would need no such limit.)
     ///
     /// The shapes are those of [`Kernels::ternary_gemm`]. Where a table looks up sums of ternary codes, among which
     /// there is no 3, it multiplies one token after the other here.

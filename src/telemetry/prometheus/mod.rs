@@ -134,13 +134,10 @@ fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
 }
 
 fn decoding(text: &mut Exposition, counts: &Decoding) {
-    let Decoding { steps, step_requests, prefix_hits, prefix_tokens } = *counts;
+    let Decoding { steps, step_requests, prefix_tokens, .. } = *counts;
     text.counter("bitnetd_decoding_steps_total", "Passes over the weights.").count(steps);
-    text.counter("bitnetd_decoding_step_requests_total", "Requests that took part, over all passes.")
-        .count(step_requests);
-    text.counter("bitnetd_prefix_hits_total", "Prompts that began like an earlier one.").count(prefix_hits);
-    text.counter("bitnetd_prefix_tokens_total", "Tokens of prompts that were not computed again.")
-        .count(prefix_tokens);
+    text.counter("bitnetd_decoding_step_requests_total", "Requests in them.").count(step_requests);
+    text.counter("bitnetd_prefix_tokens_total", "Tokens of prompts found in the cache.").count(prefix_tokens);
 }
 
 fn http(text: &mut Exposition, calls: &HttpCalls) {

@@ -345,7 +345,7 @@ fn the_longest_text_takes_no_more_than_a_request_may() {
     let text = render(&full(), SystemTime::UNIX_EPOCH);
     let (plain, escaped) = (text.len(), json::metrics(&text).len());
     // Some alerts more, and counts of many digits.
-    assert!(plain > 30_000 && escaped + 1500 < json::MAX_REQUEST, "{plain} bytes, {escaped} as JSON");
+    assert!(plain > 30_000 && escaped + 1000 < json::MAX_REQUEST, "{plain} bytes, {escaped} as JSON");
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub(in crate::engine::kernels) const TABLE: Kernels = Kernels {
     ]),
     // The tables that the larger tiles make have no entry for the code 3.
     two_bit_tiles: Tiles::new(&[Tile::new(1, 338, gemv::gemv)]),
-    // The sums of so many tokens leave room for the rows that are worth making tables for.
+    // With more tokens a call would have too few rows to be worth making tables for.
     call_tokens: gemm::TILE_TOKENS,
     dot_f16,
     weighted_sum_f16,

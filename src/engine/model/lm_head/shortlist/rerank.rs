@@ -171,9 +171,12 @@ impl Model {
             let q = &mut quantized.q[place * width..(place + 1) * width];
             queries[index] = Some(Query::new(scaled_hidden, q, place));
         }
-        let (codes, queries_of) = (&quantized.q[..], &queries[..reads.len()]);
+        let queries_of = &queries[..reads.len()];
+        let mut sums = [0; MAX_SEQUENCES];
+        queries_of.iter().flatten().for_each(|query| sums[query.place] = query.quantized.sum);
         let count = queries_of.iter().flatten().count();
-        let tile = if count == 1 { TILE_SUMS } else { SHARED_ROWS };
+        let (codes, sums) = (&quantized.q[..count * width], &sums[..count]);
+        let tile = if count == 1 { TILE_SUMS } else { SHARED_ROWS.min(TILE_SUMS / count) };
         let logits = &mut logits[..reads.len() * vocab];
         self.pool.for_each_stripe(logits, vocab, self.grain(vocab, count * dim), |mut stripe| {
             let mut dots = [0i32; TILE_SUMS];
@@ -181,15 +184,14 @@ impl Model {
             let mut start = first;
             while start < end {
                 let rows = start..(start + tile).min(end).min((start / PART_ROWS + 1) * PART_ROWS);
-                let packed = shortlist.coarse_rows(rows.clone());
-                let dots = &mut dots[..rows.len()];
+                let dots = &mut dots[..count * rows.len()];
+                self.kernels.two_bit_gemm(shortlist.coarse_rows(rows.clone()), codes, sums, dots);
                 for (index, query) in queries_of.iter().enumerate() {
                     let Some(query) = query else { continue };
-                    let q = &codes[query.place * width..(query.place + 1) * width];
-                    self.kernels.ternary_gemm(packed, q, &[query.quantized.sum], dots);
+                    let dots = &dots[query.place * rows.len()..(query.place + 1) * rows.len()];
                     let these = &mut stripe.row(index)[rows.start - first..rows.end - first];
                     let scales = &shortlist.scales[rows.clone()];
-                    for ((logit, dot), scale) in these.iter_mut().zip(&*dots).zip(scales) {
+                    for ((logit, dot), scale) in these.iter_mut().zip(dots).zip(scales) {
                         *logit = query.logit(*dot, *scale);
                     }
                 }
