@@ -45,7 +45,8 @@ async fn answers_have_the_names_that_the_broker_retains_and_nothing_else() {
     }
     let unknown = intent(&mut client, "turn on the packing hall lights").await;
     assert!(!unknown.to_string().contains("packing"), "{unknown}");
-    assert_eq!(nothing_fits(&mut client).await, before + 2);
+    let is_nothing = u64::from(unknown["intent"] == "HassNevermind");
+    assert_eq!(nothing_fits(&mut client).await, before + 2 + is_nothing, "{unknown}");
     // Functions that are not offered change nothing.
     let tools = json!([{"type": "function", "function": {"name": "get_time"}}]);
     let done = client.ask(json!({"prompt": "hello", "tools": tools, "tool_choice": "none"})).await;

@@ -170,7 +170,7 @@ async fn sentences_that_are_no_command_call_nothing_over_ollama_s_api() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/intents/nothing.txt");
     let sentences = std::fs::read_to_string(file).expect("the sentences");
     let mut body = recorded();
-    let (mut count, mut called) = (0, Vec::new());
+    let (mut count, mut not_understood, mut called) = (0, 0, Vec::new());
     // Each takes some ten milliseconds, and far longer under emulation.
     for sentence in sentences.lines().step_by(if is_emulated() { 7 } else { 1 }) {
         let last =
@@ -179,12 +179,17 @@ async fn sentences_that_are_no_command_call_nothing_over_ollama_s_api() {
         let (text, calls) = chat(&daemon, &body).await;
         count += 1;
         match calls.first() {
-            None => assert_eq!(text, NOT_UNDERSTOOD, "{sentence}"),
+            // An intent for which no function is offered.
+            None if text == "I cannot do that." => {}
+            None => {
+                assert_eq!(text, NOT_UNDERSTOOD, "{sentence}");
+                not_understood += 1;
+            }
             Some(call) => called.push(format!("{sentence}: {call}")),
         }
     }
     let report = daemon.client().await.ask(json!({"telemetry": true})).await;
-    assert_eq!(report["structured_output"]["nothing_fits"], count - called.len(), "{report}");
+    assert_eq!(report["structured_output"]["nothing_fits"], not_understood, "{report}");
     println!("{} of {count} called something: {called:#?}", called.len());
     assert!(called.len() * 20 <= count, "more than 5 % called something: {called:#?}");
     daemon.stop().await;
