@@ -64,18 +64,17 @@ fn together(session: &mut Session<'_>, jobs: &[Job]) -> Vec<Answer> {
     let mut running: Vec<Option<usize>> = vec![None; session.slots()];
     let mut waiting: Vec<usize> = (0..jobs.len()).collect();
     for step in 0.. {
-        for slot in 0..running.len() {
-            let ready = waiting.iter().position(|job| jobs[*job].after <= step);
-            if let (None, Some(at)) = (running[slot], ready) {
+        for (slot, running) in running.iter_mut().enumerate().filter(|(_, running)| running.is_none()) {
+            if let Some(at) = waiting.iter().position(|job| jobs[*job].after <= step) {
                 let job = waiting.remove(at);
                 session.begin(slot, &jobs[job].prompt, &jobs[job].options).expect("sound");
-                running[slot] = Some(job);
+                *running = Some(job);
             }
         }
         session.step(|_, _| ControlFlow::Continue(()));
-        for slot in 0..running.len() {
+        for (slot, running) in running.iter_mut().enumerate() {
             if let Some(answer) = session.take_answer(slot) {
-                let job = running[slot].take().expect("it ran");
+                let job = running.take().expect("it ran");
                 answers[job] = Some(answer.expect("sound"));
             }
         }

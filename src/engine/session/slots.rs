@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 /// Tokens of prompts that one pass reads while other answers are decoded. More would make the others wait, fewer would
 /// read the prompt slowly.
-const PROMPT_TOKENS_BESIDE_ANSWERS: usize = 16;
+const PROMPT_TOKENS_BESIDE_ANSWERS: usize = 8;
 
 /// A place for one answer.
 #[derive(Debug)]
