@@ -25,7 +25,7 @@ async fn threads_of_the_emulator() -> usize {
 fn settings(port: u16, threads: usize) -> String {
     let link = linked(port).replace("127.0.0.1", "localhost");
     format!(
-        "{link}[budget]\nmemory_mb = 256\nthreads = {threads}\n[queue]\ndepth = 64\ntimeout_ms = 600000\n"
+        "{link}[budget]\nmemory_mb = 256\nthreads = {threads}\nparallel = 16\n[queue]\ndepth = 64\ntimeout_ms = 600000\n"
     )
 }
 
@@ -96,6 +96,14 @@ async fn the_process_stays_below_its_memory_plan() {
     // The whole context, a long prompt, and more than the answers that are kept.
     let whole = json!({"prompt": "go", "temperature": 10, "seed": 0});
     assert_eq!(client.ask(whole).await["finish_reason"], "length");
+    // The same in all slots at once.
+    let wholes: Vec<_> = (0..16)
+        .map(|id| json!({"id": id, "prompt": "go", "temperature": 10, "seed": id, "stream": false}))
+        .collect();
+    client.request(&wholes).await;
+    for _ in &wholes {
+        assert_eq!(client.end().await["event"], "done");
+    }
     assert_eq!(client.ask(json!({"prompt": "a ".repeat(200), "max_tokens": 5})).await["event"], "done");
     for number in 0..50 {
         let request = json!({"prompt": format!("turn on light {number}"), "max_tokens": 4});

@@ -29,6 +29,7 @@ mod power;
 mod queueing;
 mod reload;
 mod restart;
+mod shared_decoding;
 mod soak;
 mod stop;
 mod structured_output;
