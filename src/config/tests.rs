@@ -115,7 +115,10 @@ fn prefixes_on_disk_are_off_by_default_and_want_a_folder() {
     let message = error("[cache]\ndisk_mb = 65537\n");
     assert!(message.starts_with("bitnetd.toml:2: cache.disk_mb: "), "{message}");
     let message = error("[cache]\ndisk_mb = 1\n[model]\ncache_dir = \"\"\n");
-    assert!(message.starts_with("bitnetd.toml:2: cache.disk_mb: ") && message.contains("model.cache_dir"), "{message}");
+    assert!(
+        message.starts_with("bitnetd.toml:2: cache.disk_mb: ") && message.contains("model.cache_dir"),
+        "{message}"
+    );
 }
 
 #[test]

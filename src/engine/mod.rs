@@ -563,7 +563,8 @@ impl Engine {
     /// Where there is no folder for what is derived from the model, or none can be made.
     pub fn stored_session(&self, context: usize, slots: usize, limit: u64) -> io::Result<Session<'_>> {
         let folder = self.cache_folder.as_ref();
-        let folder = folder.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "model.cache_dir is empty"))?;
+        let folder =
+            folder.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "model.cache_dir is empty"))?;
         let store = PrefixStore::open(&folder.join("prefixes"), limit)?;
         // What the file is, how its weights are read, and how keys and values are written.
         let file = folder.file_name().unwrap_or_default().to_string_lossy();

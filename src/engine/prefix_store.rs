@@ -143,9 +143,9 @@ impl PrefixStore {
             last_depth: 0,
             problem: None,
         };
-        let stored = found.into_iter().map(|(touched, hash, bytes)| {
-            (hash, StoredBlock { bytes, last_used: hour(&touched), touched })
-        });
+        let stored = found
+            .into_iter()
+            .map(|(touched, hash, bytes)| (hash, StoredBlock { bytes, last_used: hour(&touched), touched }));
         store.blocks.extend(stored);
         store.make_space(0);
         Ok(store)
@@ -190,8 +190,8 @@ impl PrefixStore {
         }
         self.make_space(bytes);
         let part = self.folder.join(format!("{}.{}.part", hash.name(), std::process::id()));
-        let written = write(&part, hash, parts)
-            .and_then(|()| fs::rename(&part, self.folder.join(hash.name())));
+        let written =
+            write(&part, hash, parts).and_then(|()| fs::rename(&part, self.folder.join(hash.name())));
         match written {
             Ok(()) => {
                 self.bytes += bytes;
@@ -245,7 +245,8 @@ impl PrefixStore {
     fn make_space(&mut self, more: u64) {
         while !self.blocks.is_empty()
             && (self.bytes + more > self.limit || self.blocks.len() >= MAX_ENTRIES)
-            && let Some((hash, _)) = self.blocks.iter().min_by_key(|(hash, block)| (block.last_used, Reverse(hash.depth)))
+            && let Some((hash, _)) =
+                self.blocks.iter().min_by_key(|(hash, block)| (block.last_used, Reverse(hash.depth)))
         {
             let hash = *hash;
             if let Err(error) = fs::remove_file(self.folder.join(hash.name()))
@@ -417,7 +418,8 @@ mod tests {
             .collect();
         let mut cache = PrefixStore::open(folder.path(), 4 * (OVERHEAD + 10)).expect("made");
         chain.iter().for_each(|hash| cache.store(*hash, [[1; 10]].iter().map(|part| &part[..])));
-        let is_there = |cache: &PrefixStore| chain.iter().map(|hash| cache.contains(*hash)).collect::<Vec<_>>();
+        let is_there =
+            |cache: &PrefixStore| chain.iter().map(|hash| cache.contains(*hash)).collect::<Vec<_>>();
         assert_eq!(is_there(&cache), [true; 4]);
         let smaller = PrefixStore::open(folder.path(), 3 * (OVERHEAD + 10)).expect("there");
         assert_eq!(is_there(&smaller), [true, true, true, false]);

@@ -28,7 +28,13 @@ fn prompt(engine: &Engine, tokens: usize) -> Vec<u32> {
 
 fn options(scope: u128) -> GenerateOptions {
     let prefix_scope = scope;
-    GenerateOptions { max_tokens: Some(8), ignore_eos: true, logprobs: Some(3), prefix_scope, ..GenerateOptions::default() }
+    GenerateOptions {
+        max_tokens: Some(8),
+        ignore_eos: true,
+        logprobs: Some(3),
+        prefix_scope,
+        ..GenerateOptions::default()
+    }
 }
 
 fn answer(session: &mut Session<'_>, prompt: &[u32], scope: u128) -> Answer {
@@ -44,7 +50,8 @@ fn write_all(session: &mut Session<'_>) -> Option<String> {
 
 fn files(root: &Path) -> Vec<PathBuf> {
     let folder = root.join("built-in/prefixes");
-    let mut files: Vec<PathBuf> = fs::read_dir(folder).expect("there").flatten().map(|entry| entry.path()).collect();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(folder).expect("there").flatten().map(|entry| entry.path()).collect();
     files.sort();
     files
 }
@@ -113,7 +120,10 @@ fn files_that_are_not_as_they_were_written_never_change_an_answer() {
         // Each in the place of another.
         &|files| {
             let contents: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).expect("there")).collect();
-            files.iter().zip(contents.iter().rev()).for_each(|(file, bytes)| fs::write(file, bytes).expect("written"));
+            files
+                .iter()
+                .zip(contents.iter().rev())
+                .for_each(|(file, bytes)| fs::write(file, bytes).expect("written"));
         },
         &|files| files.iter().for_each(|file| fs::write(file, "").expect("written")),
     ];
@@ -137,8 +147,9 @@ fn blocks_that_were_overwritten_before_they_could_be_written_are_left_out() {
     let folder = folder();
     let engine = engine(folder.path(), KvCacheFormat::F16);
     let mut session = engine.stored_session(2 * KV_BLOCK, 1, LIMIT).expect("made");
-    let texts: Vec<Vec<u32>> =
-        (0..4).map(|at| prompt(&engine, KV_BLOCK + 3).into_iter().map(|token| token ^ at).collect()).collect();
+    let texts: Vec<Vec<u32>> = (0..4)
+        .map(|at| prompt(&engine, KV_BLOCK + 3).into_iter().map(|token| token ^ at).collect())
+        .collect();
     let expected: Vec<Answer> = texts.iter().map(|text| answer(&mut session, text, 0)).collect();
     assert_eq!(write_all(&mut session), None);
     assert!((1..=2).contains(&files(folder.path()).len()), "the cache has two blocks");

@@ -142,7 +142,9 @@ impl<'w> Scheduler<'w> {
     fn log_store_problem(&mut self) {
         if let Some(problem) = self.session.take_store_problem() {
             match std::mem::replace(&mut self.has_store_problem, true) {
-                false => warn!("cache.disk_mb: {problem}; further problems of this kind are logged at level debug"),
+                false => {
+                    warn!("cache.disk_mb: {problem}; further problems of this kind are logged at level debug")
+                }
                 true => debug!("cache.disk_mb: {problem}"),
             }
         }
