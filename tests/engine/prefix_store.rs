@@ -107,25 +107,25 @@ fn files_that_are_not_as_they_were_written_never_change_an_answer() {
     let engine = engine(folder.path(), KvCacheFormat::F16);
     let prompt = prompt(&engine, 3 * KV_BLOCK + 1);
     let expected = answer(&mut engine.session(CONTEXT), &prompt, 0);
-    let damage: [&dyn Fn(&[PathBuf]); 4] = [
+    let damage: [fn(&[PathBuf]); 4] = [
         // Cut, as after a power failure.
-        &|files| fs::write(&files[0], &fs::read(&files[0]).expect("there")[..1000]).expect("written"),
+        |files| fs::write(&files[0], &fs::read(&files[0]).expect("there")[..1000]).expect("written"),
         // One bit.
-        &|files| {
+        |files| {
             let mut bytes = fs::read(&files[1]).expect("there");
             let middle = bytes.len() / 2;
             bytes[middle] ^= 16;
             fs::write(&files[1], bytes).expect("written");
         },
         // Each in the place of another.
-        &|files| {
+        |files| {
             let contents: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).expect("there")).collect();
             files
                 .iter()
                 .zip(contents.iter().rev())
                 .for_each(|(file, bytes)| fs::write(file, bytes).expect("written"));
         },
-        &|files| files.iter().for_each(|file| fs::write(file, "").expect("written")),
+        |files| files.iter().for_each(|file| fs::write(file, "").expect("written")),
     ];
     for damage in damage {
         let mut session = engine.stored_session(CONTEXT, 1, LIMIT).expect("made");
