@@ -166,6 +166,11 @@ impl Queue {
         self.pop(&mut locked(&self.admission))
     }
 
+    /// Whether no more requests come.
+    pub fn is_closed(&self) -> bool {
+        locked(&self.admission).is_closed()
+    }
+
     fn pop(&self, admission: &mut Admission) -> Option<QueuedRequest> {
         admission.note_idle();
         let mut request = admission.next(Instant::now())?;

@@ -5,6 +5,7 @@ use super::{Answer, GenerateOptions, Session, Step, StopReason};
 use crate::engine::error::PromptError;
 use crate::engine::model::{KV_BLOCK, LogitsRequest, MAX_SEQUENCES, Segment};
 use crate::engine::prefix_cache::Parent;
+use crate::engine::prefix_store::BlockHash;
 use std::ops::ControlFlow;
 
 /// Tokens of prompts that one pass reads while other answers are decoded. More would make the others wait, fewer would
@@ -22,8 +23,10 @@ pub(super) struct AnswerSlot {
     /// The row of the last pass from which the next token is chosen.
     row: Option<usize>,
     /// How many of its blocks others can find, and what the next of them comes behind.
-    findable: usize,
-    parent: Parent,
+    pub findable: usize,
+    pub parent: Parent,
+    /// The hash of what the next of them comes behind; `None` where nothing is kept on disk.
+    hash: Option<BlockHash>,
 }
 
 impl AnswerSlot {
@@ -36,7 +39,31 @@ impl AnswerSlot {
             row: None,
             findable: 0,
             parent: Parent::Scope(0),
+            hash: None,
         }
+    }
+
+    /// The tokens of the next block that others can find, once they are all there.
+    pub fn next_block(&self) -> &[u32] {
+        &self.tokens[self.findable * KV_BLOCK..(self.findable + 1) * KV_BLOCK]
+    }
+
+    /// The hash of that block.
+    pub fn next_hash(&self) -> Option<BlockHash> {
+        self.hash.map(|hash| hash.followed_by(self.next_block()))
+    }
+
+    /// Others can find the next block, which is `parent` to what follows it.
+    fn note_findable(&mut self, parent: Parent) {
+        self.hash = self.next_hash();
+        self.parent = parent;
+        self.findable += 1;
+    }
+
+    /// The next block of the prompt was found.
+    pub fn note_found(&mut self, parent: Parent) {
+        self.note_findable(parent);
+        self.run.iter_mut().for_each(|run| run.cached += KV_BLOCK);
     }
 
     /// The prompt that was read last.
@@ -72,9 +99,10 @@ impl Session<'_> {
     ) -> Result<(), PromptError> {
         self.check_options(prompt, options)?;
         self.release(slot);
-        let AnswerSlot { tokens, prompt_len, parent, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, parent, hash, .. } = &mut self.slots[slot];
         tokens.extend_from_slice(prompt);
         (*prompt_len, *parent) = (prompt.len(), Parent::Scope(options.prefix_scope));
+        *hash = self.disk.as_ref().map(|disk| disk.root(options.prefix_scope));
         self.begin_run(slot, options);
         Ok(())
     }
@@ -174,7 +202,10 @@ impl Session<'_> {
 
     /// One pass over the tokens that are not in the KV cache yet, as many as fit; `false` where there are none.
     fn pass(&mut self, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) -> bool {
-        let shares = self.rows_of_slots();
+        let (shares, loading) = self.rows_of_slots();
+        if let Some(index) = loading {
+            self.report_prefill(index, self.state.len_of(index), each);
+        }
         for (index, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0) {
             self.allocate_blocks(index, *share);
         }
@@ -201,9 +232,9 @@ impl Session<'_> {
     }
 
     /// How many tokens of each slot the next pass takes: of answers all that they have, then of prompts, the oldest
-    /// first, as many as fit.
-    fn rows_of_slots(&mut self) -> [usize; MAX_SEQUENCES] {
-        let mut shares = [0; MAX_SEQUENCES];
+    /// first, as many as fit. Also the slot whose prompt is being read from disk instead.
+    fn rows_of_slots(&mut self) -> ([usize; MAX_SEQUENCES], Option<usize>) {
+        let (mut shares, mut loading) = ([0; MAX_SEQUENCES], None);
         let mut left = self.state.batch();
         for (index, slot) in self.slots.iter().enumerate() {
             if slot.run.as_ref().is_some_and(GenerationRun::is_prefilled) {
@@ -216,11 +247,14 @@ impl Session<'_> {
         while left > 0
             && let Some(index) = self.oldest_prompt(&shares)
         {
-            self.find_prefix(index);
+            if self.find_prefix(index) {
+                loading = Some(index);
+                break;
+            }
             shares[index] = (self.slots[index].tokens.len() - self.state.len_of(index)).min(left);
             left -= shares[index];
         }
-        shares
+        (shares, loading)
     }
 
     /// The slot whose prompt is read next, of those that have no share yet.
@@ -232,8 +266,9 @@ impl Session<'_> {
     }
 
     /// Appends the blocks that hold the next tokens of a prompt already. Its last token is always read, since the logits
-    /// behind it are needed.
-    fn find_prefix(&mut self, index: usize) {
+    /// behind it are needed. Whether the last of them was read from disk, so that the next may be there too: one in a pass,
+    /// so that other answers wait for one at most.
+    fn find_prefix(&mut self, index: usize) -> bool {
         let Session { state, blocks, slots, finds_prefixes, .. } = self;
         let slot = &mut slots[index];
         while *finds_prefixes
@@ -241,13 +276,13 @@ impl Session<'_> {
             && state.blocks_of(index).len() == slot.findable
             && (slot.findable + 1) * KV_BLOCK < slot.prompt_len
         {
-            let next = slot.findable * KV_BLOCK..(slot.findable + 1) * KV_BLOCK;
-            let Some((block, parent)) = blocks.find(slot.parent, &slot.tokens[next]) else { return };
+            let Some((block, parent)) = blocks.find(slot.parent, slot.next_block()) else {
+                return self.load_next_block(index);
+            };
             state.push_full_block(index, block);
-            slot.findable += 1;
-            slot.parent = parent;
-            slot.run.iter_mut().for_each(|run| run.cached += KV_BLOCK);
+            slot.note_found(parent);
         }
+        false
     }
 
     /// Gives a slot blocks for so many tokens more.
@@ -261,13 +296,16 @@ impl Session<'_> {
 
     /// Lets others find the first `count` blocks of a slot, which are full.
     fn make_findable(&mut self, index: usize, count: usize) {
-        let Session { state, blocks, slots, finds_prefixes, .. } = self;
+        let Session { state, blocks, slots, finds_prefixes, disk, .. } = self;
         let slot = &mut slots[index];
         while *finds_prefixes && slot.findable < count {
-            let tokens = &slot.tokens[slot.findable * KV_BLOCK..(slot.findable + 1) * KV_BLOCK];
             let block = state.blocks_of(index)[slot.findable];
-            slot.parent = blocks.register(block, slot.parent, slot.findable, tokens);
-            slot.findable += 1;
+            let parent = blocks.register(block, slot.parent, slot.findable, slot.next_block());
+            slot.note_findable(parent);
+            // Another with the same contents is written itself.
+            if let (Some(disk), Some(hash), true) = (&mut *disk, slot.hash, blocks.holds(block, parent)) {
+                disk.note_full(block, parent, hash);
+            }
         }
     }
 
@@ -280,7 +318,18 @@ impl Session<'_> {
         let is_reported = read > run.cached + 1;
         // The last token of the prompt may be read again, so that its block stays the slot's own.
         self.make_findable(index, read.min(slot.prompt_len - 1) / KV_BLOCK);
-        if is_reported && each(index, Step::Prefill(read)).is_break() {
+        if is_reported {
+            self.report_prefill(index, read, each);
+        }
+    }
+
+    fn report_prefill(
+        &mut self,
+        index: usize,
+        read: usize,
+        each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>,
+    ) {
+        if each(index, Step::Prefill(read)).is_break() {
             self.slots[index].end(Some(Ok(StopReason::Cancelled)), |step| each(index, step));
         }
     }
