@@ -26,6 +26,7 @@ mod listener;
 mod load;
 mod models;
 mod mqtt;
+mod overhead;
 mod power;
 mod queueing;
 mod reload;
