@@ -9,6 +9,7 @@
 mod run;
 mod scoring;
 mod slots;
+mod suspension;
 
 use crate::engine::error::PromptError;
 use crate::engine::grammar::Constraint;
@@ -20,6 +21,7 @@ use crate::engine::tokenizer::Tokenizer;
 use slots::AnswerSlot;
 use std::ops::ControlFlow;
 use std::time::Duration;
+pub use suspension::SuspendedAnswer;
 
 /// A model's state, and the means to fill it.
 #[derive(Debug)]

@@ -15,15 +15,20 @@ const PROMPT_TOKENS_BESIDE_ANSWERS: usize = 8;
 #[derive(Debug)]
 pub(super) struct AnswerSlot {
     /// The prompt and the tokens generated so far; those that are in the KV cache come first.
-    tokens: Vec<u32>, // [context] at most
-    prompt_len: usize,
-    run: Option<GenerationRun>,
+    pub tokens: Vec<u32>, // [context] at most
+    pub prompt_len: usize,
+    /// How many of them were computed before the answer was suspended, and are read again as a prompt is; 0 where it
+    /// never was.
+    pub restored: usize,
+    pub run: Option<GenerationRun>,
     ended: Option<Result<Answer, PromptError>>,
     /// The row of the last pass from which the next token is chosen.
     row: Option<usize>,
     /// How many of its blocks others can find, and what the next of them comes behind.
     findable: usize,
-    parent: Parent,
+    pub parent: Parent,
+    /// Whose texts it shares beginnings with.
+    pub scope: Parent,
 }
 
 impl AnswerSlot {
@@ -31,17 +36,24 @@ impl AnswerSlot {
         AnswerSlot {
             tokens: Vec::with_capacity(context),
             prompt_len: 0,
+            restored: 0,
             run: None,
             ended: None,
             row: None,
             findable: 0,
             parent: Parent::Scope(0),
+            scope: Parent::Scope(0),
         }
     }
 
     /// The prompt that was read last.
     pub fn prompt(&self) -> &[u32] {
         &self.tokens[..self.prompt_len]
+    }
+
+    /// Whether tokens of its prompt, or of an answer that was suspended, are to be read first; `len`: those in the KV cache.
+    fn is_reading(&self, len: usize) -> bool {
+        self.run.as_ref().is_some_and(|run| !run.is_prefilled() || len < self.restored)
     }
 
     fn end(&mut self, ended: Ended, mut step: impl FnMut(Step<'_>) -> ControlFlow<()>) {
@@ -72,9 +84,11 @@ impl Session<'_> {
     ) -> Result<(), PromptError> {
         self.check_options(prompt, options)?;
         self.release(slot);
-        let AnswerSlot { tokens, prompt_len, parent, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, parent, scope, .. } = &mut self.slots[slot];
         tokens.extend_from_slice(prompt);
-        (*prompt_len, *parent) = (prompt.len(), Parent::Scope(options.prefix_scope));
+        *prompt_len = prompt.len();
+        *scope = Parent::Scope(options.prefix_scope);
+        *parent = *scope;
         self.begin_run(slot, options);
         Ok(())
     }
@@ -93,10 +107,20 @@ impl Session<'_> {
     }
 
     /// Removes the answer of a slot and the last token of its prompt from the KV cache.
+    ///
+    /// Where the answer was suspended, others may find the block in which it begins, so that nothing may be written to it
+    /// any more. Then the slot has no blocks afterwards, and the prompt is looked for or read again.
     pub(super) fn rewind(&mut self, slot: usize) {
-        let AnswerSlot { tokens, prompt_len, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, restored, findable, parent, scope, .. } = &mut self.slots[slot];
         tokens.truncate(*prompt_len);
-        self.state.truncate_to(slot, prompt_len.saturating_sub(1));
+        *restored = 0;
+        let len = prompt_len.saturating_sub(1);
+        if *findable * KV_BLOCK > len {
+            (*findable, *parent) = (0, *scope);
+            self.blocks.release(self.state.blocks_of(slot));
+            self.state.clear(slot);
+        }
+        self.state.truncate_to(slot, len);
     }
 
     fn check_options(&self, prompt: &[u32], options: &GenerateOptions) -> Result<(), PromptError> {
@@ -131,9 +155,11 @@ impl Session<'_> {
         self.make_findable(slot, known / KV_BLOCK);
         self.blocks.release(self.state.blocks_of(slot));
         self.state.clear(slot);
-        let AnswerSlot { tokens, prompt_len, run, ended, row, findable, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, restored, run, ended, row, findable, .. } =
+            &mut self.slots[slot];
         tokens.clear();
-        (*prompt_len, *findable, *run, *ended, *row) = (0, 0, None, None, None);
+        (*prompt_len, *restored, *findable) = (0, 0, 0);
+        (*run, *ended, *row) = (None, None, None);
     }
 
     /// Empties all slots and forgets all texts: whatever happened before no longer matters.
@@ -206,7 +232,7 @@ impl Session<'_> {
         let mut shares = [0; MAX_SEQUENCES];
         let mut left = self.state.batch();
         for (index, slot) in self.slots.iter().enumerate() {
-            if slot.run.as_ref().is_some_and(GenerationRun::is_prefilled) {
+            if slot.run.is_some() && !slot.is_reading(self.state.len_of(index)) {
                 shares[index] = (slot.tokens.len() - self.state.len_of(index)).min(left);
                 left -= shares[index];
             }
@@ -227,26 +253,30 @@ impl Session<'_> {
     fn oldest_prompt(&self, shares: &[usize; MAX_SEQUENCES]) -> Option<usize> {
         let runs =
             self.slots.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.run.as_ref()?)));
-        let prompts = runs.filter(|(index, run)| !run.is_prefilled() && shares[*index] == 0);
+        let is_reading = |index: usize| self.slots[index].is_reading(self.state.len_of(index));
+        let prompts = runs.filter(|(index, _)| is_reading(*index) && shares[*index] == 0);
         prompts.min_by_key(|(_, run)| run.number).map(|(index, _)| index)
     }
 
     /// Appends the blocks that hold the next tokens of a prompt already. Its last token is always read, since the logits
     /// behind it are needed.
-    fn find_prefix(&mut self, index: usize) {
+    pub(super) fn find_prefix(&mut self, index: usize) {
         let Session { state, blocks, slots, finds_prefixes, .. } = self;
         let slot = &mut slots[index];
+        let last = slot.prompt_len.max(slot.restored + 1);
         while *finds_prefixes
             && state.len_of(index) == slot.findable * KV_BLOCK
             && state.blocks_of(index).len() == slot.findable
-            && (slot.findable + 1) * KV_BLOCK < slot.prompt_len
+            && (slot.findable + 1) * KV_BLOCK < last
         {
-            let next = slot.findable * KV_BLOCK..(slot.findable + 1) * KV_BLOCK;
-            let Some((block, parent)) = blocks.find(slot.parent, &slot.tokens[next]) else { return };
+            let (begin, end) = (slot.findable * KV_BLOCK, (slot.findable + 1) * KV_BLOCK);
+            let Some((block, parent)) = blocks.find(slot.parent, &slot.tokens[begin..end]) else { return };
             state.push_full_block(index, block);
             slot.findable += 1;
             slot.parent = parent;
-            slot.run.iter_mut().for_each(|run| run.cached += KV_BLOCK);
+            // Of the prompt, and computed for another.
+            let found = end.min(slot.prompt_len).saturating_sub(begin.max(slot.restored));
+            slot.run.iter_mut().for_each(|run| run.cached += found);
         }
     }
 
