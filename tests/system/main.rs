@@ -36,6 +36,7 @@ mod structured_output;
 #[path = "../support/mod.rs"]
 mod support;
 mod surroundings;
+mod suspension;
 mod systemd;
 mod threads;
 mod top;

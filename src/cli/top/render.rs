@@ -97,6 +97,8 @@ pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize,
         ("memory", memory(&view)),
         ("speed", speed(&view)),
         ("requests", requests(&view)),
+        ("together", together(&view)),
+        ("waiting", waiting(&view)),
         ("broker", broker(&view)),
     ];
     let name = |name: &str| style(&format!("{name:<11}"), BOLD, colours);
@@ -265,6 +267,49 @@ fn requests(view: &ReportView<'_>) -> Option<String> {
         count("cancelled"),
         count("timed_out"),
     ))
+}
+
+/// How many requests share a pass over the weights, and what prompts had in common.
+fn together(view: &ReportView<'_>) -> Option<String> {
+    let count = |name: &str| view.count(&format!("/decoding/{name}"));
+    let steps = view.number("/decoding/steps").filter(|steps| *steps > 0.0)?;
+    let prefixes = match count("prefix_hits") {
+        0 => None,
+        hits => Some(format!(
+            "{hits} prompts began like an earlier one ({} tokens not read)",
+            count("prefix_tokens")
+        )),
+    };
+    let suspensions = match count("suspensions") {
+        0 => None,
+        suspensions => Some(format!("suspended {suspensions} times")),
+    };
+    joined([
+        Some(format!("{:.1} requests a step", view.number("/decoding/step_requests")? / steps)),
+        prefixes,
+        suspensions,
+    ])
+}
+
+/// The clients whose requests wait now, and how long those of each waited on average before.
+fn waiting(view: &ReportView<'_>) -> Option<String> {
+    let clients = view.0.pointer("/waiting")?.as_array()?;
+    let waits = clients.iter().map(ReportView).filter(|client| client.count("/waiting") > 0);
+    let shown: Vec<String> = waits
+        .map(|client| {
+            let mean = match client.count("/begun") {
+                0 => String::new(),
+                begun => {
+                    format!(" (mean {:.1} s)", client.count("/waited_ms") as f64 / 1000.0 / begun as f64)
+                }
+            };
+            let name = client.text("/client").unwrap_or("others");
+            // A client may name itself anything.
+            let name: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+            format!("{name} {}{mean}", client.count("/waiting"))
+        })
+        .collect();
+    (!shown.is_empty()).then(|| shown.join(", "))
 }
 
 fn broker(view: &ReportView<'_>) -> Option<String> {

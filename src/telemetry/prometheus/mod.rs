@@ -10,16 +10,17 @@ mod tests;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
-    CacheCounts, Cpu, Decoding, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure, Reading, Report,
-    Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput,
+    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure,
+    Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput,
 };
-use exposition::{Exposition, Label};
+use exposition::{Exposition, Label, MetricFamily};
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 /// The media type of the text, for a `Content-Type` header.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The longest model name in a label, in bytes: it is repeated in most lines of the histograms.
+/// The longest name in a label, in bytes: the model's is repeated in most lines of the histograms.
 const LONGEST_NAME: usize = 32;
 
 /// Renders all metrics at `now`. The text is below 64 KiB, also as a JSON string, whatever failed and whatever the
@@ -39,16 +40,17 @@ pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     text.finish()
 }
 
-/// A model's name without characters that need escaping, since its file may contain any name.
-fn name(model: &str) -> String {
+/// A name without characters that need escaping, since a model's file or a client may name itself anything.
+fn name(name: &str) -> String {
     let plain = |c: char| if c.is_control() || matches!(c, '"' | '\\') { '?' } else { c };
-    model[..model.floor_char_boundary(LONGEST_NAME)].chars().map(plain).collect()
+    name[..name.floor_char_boundary(LONGEST_NAME)].chars().map(plain).collect()
 }
 
 fn report_metrics(text: &mut Exposition, report: &Report) {
     requests(text, &report.requests, &report.cache);
     structured_output(text, &report.structured_output);
     decoding(text, &report.decoding);
+    waiting(text, &report.waiting);
     http(text, &report.http);
     throughput(text, &report.throughput);
     power(text, report.power.as_ref(), report.energy.as_ref());
@@ -134,10 +136,28 @@ fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
 }
 
 fn decoding(text: &mut Exposition, counts: &Decoding) {
-    let Decoding { steps, step_requests, prefix_tokens, .. } = *counts;
+    let Decoding { steps, step_requests, prefix_tokens, suspensions, .. } = *counts;
     text.counter("bitnetd_decoding_steps_total", "Passes over the weights.").count(steps);
     text.counter("bitnetd_decoding_step_requests_total", "Requests in them.").count(step_requests);
     text.counter("bitnetd_prefix_tokens_total", "Tokens of prompts found in the cache.").count(prefix_tokens);
+    text.counter("bitnetd_suspensions_total", "Slots given up to a high priority.").count(suspensions);
+}
+
+/// A sample of each kind for each client; those whose names begin alike are one. The clients that the report does not name
+/// are `client=""`.
+fn waiting(text: &mut Exposition, clients: &[ClientWaiting]) {
+    let mut rows: BTreeMap<String, [f64; 3]> = BTreeMap::new();
+    for row in clients {
+        let sums = rows.entry(name(row.client.as_deref().unwrap_or_default())).or_default();
+        let counts = [row.begun as f64, row.waited_ms as f64 / 1000.0, row.waiting as f64];
+        sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
+    let samples = |family: MetricFamily<'_>, at: usize| {
+        rows.iter().fold(family, |family, (name, sums)| family.sample(&[("client", name)], Some(sums[at])));
+    };
+    samples(text.counter("bitnetd_client_begun_total", "Requests begun, by client."), 0);
+    samples(text.counter("bitnetd_client_waited_seconds_total", "How long they waited."), 1);
+    samples(text.gauge("bitnetd_client_waiting", "Waiting now, by client."), 2);
 }
 
 fn http(text: &mut Exposition, calls: &HttpCalls) {

@@ -191,6 +191,14 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.structured_output.answered(7);
     telemetry.decoding.record_step(3);
     telemetry.decoding.found_prefix(128);
+    telemetry.decoding.record_suspension();
+    // More clients than are named, each of whose names has the longest form.
+    for client in 0..20 {
+        telemetry
+            .waiting
+            .begun(&format!("mqtt:{client:02} {}", "\"x".repeat(29)), Duration::from_millis(1500));
+    }
+    telemetry.waiting.set_waiting(&std::collections::HashMap::from([("late", 3)]));
     telemetry.structured_output.refused();
     telemetry.structured_output.nothing_fits(2);
     telemetry.http.called(super::super::HttpApi::OpenAi);
