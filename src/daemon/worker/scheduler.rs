@@ -22,6 +22,10 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+/// How long requests are prepared in a row while answers are under way, which wait meanwhile; the one that has begun is
+/// prepared to its end.
+const PREPARATION_TIME: Duration = Duration::from_millis(5);
+
 /// The requests that are answered now.
 pub(super) struct Scheduler<'w> {
     worker: &'w Worker,
@@ -91,10 +95,11 @@ impl<'w> Scheduler<'w> {
     /// closed and nothing runs.
     fn step(&mut self) -> Result<ControlFlow<()>, LoadError> {
         self.end_halted()?;
-        if self.fill_slots()?.is_break() {
+        let began = Instant::now();
+        if self.fill_slots(began)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        self.make_way()?;
+        self.make_way(began)?;
         self.worker.queue.worker.count_step();
         let began = Instant::now();
         let Scheduler { session, active, .. } = self;
@@ -137,10 +142,14 @@ impl<'w> Scheduler<'w> {
     }
 
     /// Fills the free slots, with requests that were suspended or with those that wait. Breaks when there are none and the
-    /// queue is closed.
-    fn fill_slots(&mut self) -> Result<ControlFlow<()>, LoadError> {
+    /// queue is closed. `began`: when the step began.
+    fn fill_slots(&mut self, began: Instant) -> Result<ControlFlow<()>, LoadError> {
         while let Some(slot) = self.active.iter().position(Option::is_none) {
-            let is_idle = self.active.iter().all(Option::is_none) && self.suspended.is_empty();
+            let is_answering = self.active.iter().any(Option::is_some);
+            if is_answering && began.elapsed() >= PREPARATION_TIME {
+                break;
+            }
+            let is_idle = !is_answering && self.suspended.is_empty();
             let queue = &self.worker.queue;
             let queued = match self.next_to_resume() {
                 Some(at) => match self.passes(at) {
@@ -187,8 +196,9 @@ impl<'w> Scheduler<'w> {
     }
 
     /// Lets waiting requests of high priority take the slots of running ones of low priority.
-    fn make_way(&mut self) -> Result<(), LoadError> {
-        while let Some(slot) = self.slot_to_take()
+    fn make_way(&mut self, began: Instant) -> Result<(), LoadError> {
+        while began.elapsed() < PREPARATION_TIME
+            && let Some(slot) = self.slot_to_take()
             && let Some(queued) = self.worker.queue.try_next_ahead()
         {
             if let Some(prepared) = self.prepare(queued)? {

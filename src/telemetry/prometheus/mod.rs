@@ -11,7 +11,7 @@ mod tests;
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
     CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure,
-    Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput,
+    Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput, json,
 };
 use exposition::{Exposition, Label, MetricFamily};
 use std::collections::BTreeMap;
@@ -22,6 +22,9 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The longest name in a label, in bytes: the model's is repeated in most lines of the histograms.
 const LONGEST_NAME: usize = 32;
+
+/// Bytes that are left free of those that the text may have as JSON.
+const SPARE_BYTES: usize = 1000;
 
 /// Renders all metrics at `now`. The text is below 64 KiB, also as a JSON string, whatever failed and whatever the
 /// model's name is.
@@ -37,6 +40,7 @@ pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     text.gauge("bitnetd_uptime_seconds", "Since the daemon started.").count(report.uptime_s);
     latencies(&mut text, &telemetry.distributions(), model.as_deref());
     report_metrics(&mut text, &report);
+    waiting(&mut text, &report.waiting);
     text.finish()
 }
 
@@ -50,7 +54,6 @@ fn report_metrics(text: &mut Exposition, report: &Report) {
     requests(text, &report.requests, &report.cache);
     structured_output(text, &report.structured_output);
     decoding(text, &report.decoding);
-    waiting(text, &report.waiting);
     http(text, &report.http);
     throughput(text, &report.throughput);
     power(text, report.power.as_ref(), report.energy.as_ref());
@@ -143,12 +146,28 @@ fn decoding(text: &mut Exposition, counts: &Decoding) {
     text.counter("bitnetd_suspensions_total", "Slots given up to a high priority.").count(suspensions);
 }
 
-/// A sample of each kind for each client; those whose names begin alike are one. The clients that the report does not name
-/// are `client=""`.
+/// The waiting of as many of the clients as the text has space for.
 fn waiting(text: &mut Exposition, clients: &[ClientWaiting]) {
+    // Alerts and counts of many digits need some more.
+    let space = (json::MAX_REQUEST - SPARE_BYTES).saturating_sub(text.json_len());
+    let with = |named: usize| {
+        let mut part = Exposition::default();
+        waiting_of(&mut part, &clients[..named.min(clients.len())], &clients[named.min(clients.len())..]);
+        part
+    };
+    let parts = [16, 8, 4, 2, 1, 0].into_iter().map(with);
+    if let Some(part) = parts.into_iter().find(|part| part.json_len() < space) {
+        text.append(part);
+    }
+}
+
+/// A sample of each kind for each client that is named, those whose names begin alike as one, and for all `others` as
+/// `client=""`.
+fn waiting_of(text: &mut Exposition, named: &[ClientWaiting], others: &[ClientWaiting]) {
     let mut rows: BTreeMap<String, [f64; 3]> = BTreeMap::new();
-    for row in clients {
-        let sums = rows.entry(name(row.client.as_deref().unwrap_or_default())).or_default();
+    let names = named.iter().map(|row| name(row.client.as_deref().unwrap_or_default()));
+    for (name, row) in names.chain(others.iter().map(|_| String::new())).zip(named.iter().chain(others)) {
+        let sums = rows.entry(name).or_default();
         let counts = [row.begun as f64, row.waited_ms as f64 / 1000.0, row.waiting as f64];
         sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
