@@ -101,6 +101,7 @@ const KEYS: &[Key] = &[
     at_restart!("model.kv_cache", |config| config.model.kv_cache),
     at_restart!("model.chat_template", |config| config.model.chat_template),
     at_restart!("model.cache_dir", |config| config.model.cache_dir),
+    at_restart!("cache.disk_mb", |config| config.cache.disk_bytes),
     at_restart!("model.warm_up", |config| config.model.warm_up),
     at_restart!("budget.memory_mb", |config| config.budget.memory_bytes),
     // The processors that are allowed follow from the number of threads.
@@ -186,14 +187,14 @@ mod tests {
     /// Every key there is with a value that is neither its default nor `BEFORE`'s.
     const AFTER: &str = r#"
         device = { id = "attic", state_dir = "" }
-        model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", chat_template = "file", cache_dir = "", warm_up = false }
+        model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", chat_template = "file", cache_dir = "/c", warm_up = false }
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, parallel = 3, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         http = { listen = "127.0.0.1:1", token_file = "/t", hosts = ["a"], origins = ["*"], body_kb = 64 }
         wyoming.listen = "127.0.0.1:10400"
         queue = { depth = 1, client_percent = 20, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
         home = { enabled = true, constrain = false, file = "/h.toml" }
-        cache.scope = "all"
+        cache = { scope = "all", disk_mb = 5 }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
         [alerts]

@@ -276,9 +276,12 @@ pub struct Home {
     pub file: Option<PathBuf>,
 }
 
-/// The cache of answers.
+/// The caches of answers and of the beginnings of prompts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cache {
+    /// Bytes that the beginnings of prompts may take on disk, in the folder for what is derived from the model; 0 stores
+    /// none.
+    pub disk_bytes: u64,
     /// Which clients share answers.
     pub scope: CacheScope,
 }

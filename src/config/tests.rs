@@ -109,6 +109,19 @@ fn the_cache_folder_is_an_absolute_path_or_empty() {
 }
 
 #[test]
+fn prefixes_on_disk_are_off_by_default_and_want_a_folder() {
+    let disk = |text: &str| Config::parse(text, "bitnetd.toml", &host()).expect("sound").cache.disk_bytes;
+    assert_eq!((disk(""), disk("[cache]\ndisk_mb = 2\n")), (0, 2 << 20));
+    let message = error("[cache]\ndisk_mb = 65537\n");
+    assert!(message.starts_with("bitnetd.toml:2: cache.disk_mb: "), "{message}");
+    let message = error("[cache]\ndisk_mb = 1\n[model]\ncache_dir = \"\"\n");
+    assert!(
+        message.starts_with("bitnetd.toml:2: cache.disk_mb: ") && message.contains("model.cache_dir"),
+        "{message}"
+    );
+}
+
+#[test]
 fn the_state_folder_is_an_absolute_path_or_empty() {
     let message = error("[device]\nid = \"a\"\nstate_dir = \"state\"\n");
     assert!(message.starts_with("bitnetd.toml:3: device.state_dir: \"state\" "), "{message}");

@@ -139,6 +139,7 @@ pub(super) struct HomeKeys {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct CacheKeys {
     scope: Option<String>,
+    disk_mb: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -200,9 +201,14 @@ impl File {
     }
 
     fn checked(self, host: &Host) -> KeyResult<Config> {
-        let device = self.device.checked(host)?;
+        let (device, model, cache) =
+            (self.device.checked(host)?, self.model.checked(host)?, self.cache.checked()?);
+        if cache.disk_bytes > 0 && model.cache_dir.is_none() {
+            let reason = "there is no folder for it: model.cache_dir is \"\"";
+            return Err(KeyError("cache", "disk_mb", reason.into()));
+        }
         Ok(Config {
-            model: self.model.checked(host)?,
+            model,
             budget: self.budget.checked(host)?,
             socket: self.socket.checked(host)?,
             http: self.http.checked(host)?,
@@ -211,7 +217,7 @@ impl File {
             device,
             queue: self.queue.checked()?,
             home: super::home::checked(self.home.enabled, self.home.constrain, self.home.file)?,
-            cache: self.cache.checked()?,
+            cache,
             telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,
             log: self.log.checked()?,
@@ -465,7 +471,8 @@ impl CacheKeys {
                 return Err(KeyError("cache", "scope", reason));
             }
         };
-        Ok(Cache { scope })
+        let disk_mb = within("cache", "disk_mb", self.disk_mb.unwrap_or(0), 0..=65_536)?;
+        Ok(Cache { scope, disk_bytes: disk_mb << 20 })
     }
 }
 

@@ -52,7 +52,6 @@ use reload::LiveSettings;
 use reporter::{HostSampler, Reporter, info_payload};
 use signals::{SignalRequest, Signals};
 use std::fmt;
-use std::hash::RandomState;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -182,7 +181,7 @@ pub async fn run(
         parallel: plan.parallel,
         warms_up: config.model.warm_up,
         budget: config.budget.clone(),
-        scopes: RandomState::new(),
+        disk_bytes: config.cache.disk_bytes,
         unplanned_grammar: plan.unplanned_grammar(),
     };
     let options = engine::EngineOptions {

@@ -58,6 +58,11 @@ impl DerivedCache {
         DerivedCache(fingerprint(model).ok().map(|name| root.join(name)))
     }
 
+    /// The folder of the model file.
+    pub fn folder(&self) -> Option<&Path> {
+        self.0.as_deref()
+    }
+
     /// The short text stored under `name`.
     pub fn text(&self, name: &str) -> Option<String> {
         let mut text = String::new();

@@ -23,6 +23,7 @@ pub mod model;
 mod ops;
 pub mod perplexity;
 mod prefix_cache;
+pub mod prefix_store;
 pub mod quant;
 pub mod sampler;
 pub mod session;
@@ -38,7 +39,9 @@ use grammar::{GrammarCompiler, GrammarError};
 use kernels::Kernels;
 use layout_detect::LayoutScore;
 use model::{BATCH, HeadFormat, KV_BLOCK, KvCacheFormat, Layout, Model, Shape, WeightBytes};
+use prefix_store::PrefixStore;
 use session::Session;
+use std::io;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
@@ -124,6 +127,8 @@ pub struct Engine {
     layout: Layout,
     cache: KvCacheFormat,
     notes: Vec<String>,
+    /// The folder for what is derived from the model; `None` where nothing is kept.
+    cache_folder: Option<PathBuf>,
     /// The files that weights are read from. They are not kept alive: a file that is not read any more may go.
     files: Vec<Weak<FileMap>>,
 }
@@ -283,6 +288,14 @@ impl ModelFile {
         Ok(engine)
     }
 
+    /// The folder for what is derived from this model, by the file or, of the built-in model, the version of the program.
+    fn cache_folder(&self, options: &EngineOptions) -> Option<PathBuf> {
+        match &self.path {
+            Some(_) => self.derived_cache(options).folder().map(Path::to_owned),
+            None => options.cache_dir.as_ref().map(|root| root.join("built-in")),
+        }
+    }
+
     fn derived_cache(&self, options: &EngineOptions) -> DerivedCache {
         match (&options.cache_dir, &self.path) {
             (Some(folder), Some(path)) => DerivedCache::for_model(folder, path),
@@ -424,7 +437,8 @@ impl ModelFile {
         let files = head.into_iter().chain([Arc::downgrade(self.file.map())]).collect();
         let tokenizer = Arc::new(tokenizer);
         let grammars = OnceLock::new();
-        Ok(Engine { name, model, tokenizer, grammars, layout, cache: self.cache, notes, files })
+        let cache_folder = self.cache_folder(options);
+        Ok(Engine { name, model, tokenizer, grammars, layout, cache: self.cache, notes, cache_folder, files })
     }
 
     /// Reads the tokenizer on a thread of its own while `load` runs: each takes a few tenths of a second for a
@@ -540,6 +554,22 @@ impl Engine {
     /// beginnings have in common once.
     pub fn shared_session(&self, context: usize, slots: usize) -> Session<'_> {
         Session::shared(&self.model, &self.tokenizer, context, self.cache, slots)
+    }
+
+    /// The same, which also finds the beginnings of prompts in files, of which it writes up to `limit` bytes; see
+    /// [`Session::store_block`].
+    ///
+    /// # Errors
+    /// Where there is no folder for what is derived from the model, or none can be made.
+    pub fn stored_session(&self, context: usize, slots: usize, limit: u64) -> io::Result<Session<'_>> {
+        let folder = self.cache_folder.as_ref();
+        let folder =
+            folder.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "model.cache_dir is empty"))?;
+        let store = PrefixStore::open(&folder.join("prefixes"), limit)?;
+        // What the file is, how its weights are read, and how keys and values are written.
+        let file = folder.file_name().unwrap_or_default().to_string_lossy();
+        let model = format!("{file} {} {} {}", self.name, self.layout.name(), self.cache.name());
+        Ok(self.shared_session(context, slots).with_store(store, model))
     }
 
     /// An empty session whose cache rounds nothing; see [`Session::exact`].

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Parent {
     /// The beginning of a text. Texts of different scopes share nothing.
-    Scope(u64),
+    Scope(u128),
     /// The block with this serial number.
     Block(u64),
 }
@@ -115,6 +115,12 @@ impl PrefixCache {
         (block.key, block.serial, block.depth) = (Some(key.clone()), self.serials, depth);
         self.by_key.insert(key, index);
         Parent::Block(self.serials)
+    }
+
+    /// Whether a block still has the contents that were registered as `parent`.
+    pub fn holds(&self, index: u32, parent: Parent) -> bool {
+        let block = &self.blocks[index as usize];
+        block.key.is_some() && Parent::Block(block.serial) == parent
     }
 
     /// A sequence ends, and uses these blocks no more.

@@ -18,6 +18,7 @@ mod kernels;
 mod kv_cache;
 mod metadata_quirks;
 mod perplexity;
+mod prefix_store;
 mod reference_logits;
 mod shared_decoding;
 mod shared_row_kernels;

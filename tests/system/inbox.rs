@@ -1,7 +1,7 @@
 //! Prompts that wait: none is lost, none is answered twice, none is refused because the queue is full, and what
 //! was acknowledged survives a restart of the daemon.
 
-use crate::daemon::{Daemon, is_emulated};
+use crate::daemon::{Client, Daemon, is_emulated};
 use crate::endure::Line;
 use crate::listener::Listener;
 use crate::support::broker::Mosquitto;
@@ -118,15 +118,16 @@ async fn prompts_that_were_acknowledged_outlive_a_kill() {
     answered_once(replies, &mut line, "bitnetd/cellar/prompt").await;
 }
 
-/// Publishes prompts while the daemon is busy, until most of them are in the inbox.
-async fn fill_inbox(folder: &Folder, daemon: &Daemon, broker: &Mosquitto) -> Line {
+/// Publishes prompts while the daemon is busy, until most of them are in the inbox. It is busy as long as the client of the
+/// socket is there.
+async fn fill_inbox(folder: &Folder, daemon: &Daemon, broker: &Mosquitto) -> (Line, Client) {
     Listener::hears_online(broker).await;
     let mut busy = daemon.client().await;
     busy.keep_busy().await;
     let mut line = Line::new(broker.port, "backlog");
     publish(&mut line, "bitnetd/cellar/prompt", MANY).await;
     until("the prompts are in the inbox", || (records(folder, "Prompt") >= MANY - 8).then_some(())).await;
-    line
+    (line, busy)
 }
 
 #[tokio::test]
@@ -140,8 +141,9 @@ async fn prompts_that_were_acknowledged_outlive_a_state_folder_that_is_removed_b
     let daemon = Daemon::start(&folder, &format!("{}{settings}{drain}", endless())).await;
     // One or two may be answered within the drain.
     let replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
-    let mut line = fill_inbox(&folder, &daemon, &broker).await;
+    let (mut line, busy) = fill_inbox(&folder, &daemon, &broker).await;
     std::fs::remove_dir_all(folder.path("state")).expect("ours");
+    drop(busy);
     daemon.stop().await;
     let _daemon = Daemon::start(&folder, &settings).await;
     answered_once(replies, &mut line, "bitnetd/cellar/prompt").await;
@@ -155,7 +157,7 @@ async fn prompts_that_the_disk_lost_for_good_get_an_event_at_the_stop_and_the_lo
     let settings = format!("{}{}{drain}", endless(), linked(broker.port));
     let mut daemon = Daemon::start(&folder, &settings).await;
     let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
-    fill_inbox(&folder, &daemon, &broker).await;
+    let _busy = fill_inbox(&folder, &daemon, &broker).await;
     std::fs::remove_dir_all(folder.path("state")).expect("ours");
     std::fs::write(folder.path("state"), "a file where the folder was").expect("ours");
     daemon.process.terminate();

@@ -12,6 +12,7 @@ mod convert;
 mod daemon;
 #[cfg(feature = "demo")]
 mod demo;
+mod disk_prefixes;
 mod endure;
 mod faults;
 mod home;

@@ -26,7 +26,8 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/logprobs",  &[]),
     ("engine/grammar",   &["external_text", "engine::error", "engine::tokenizer"]),
     ("engine/prefix_cache", &[]),
-    ("engine/session",   &["engine::error", "engine::grammar", "engine::logprobs", "engine::model", "engine::prefix_cache", "engine::tokenizer", "engine::sampler"]),
+    ("engine/prefix_store", &[]),
+    ("engine/session",   &["engine::error", "engine::grammar", "engine::logprobs", "engine::model", "engine::prefix_cache", "engine::prefix_store", "engine::tokenizer", "engine::sampler"]),
     ("engine/perplexity", &["engine::error", "engine::session"]),
     ("engine/layout_detect",     &["engine::error", "engine::gguf", "engine::quant", "engine::model", "engine::session", "engine::tokenizer"]),
     // The facade, and the model inside the binary.

@@ -189,6 +189,11 @@ impl Queue {
         locked(&self.admission).set_idle(false);
     }
 
+    /// Whether no more requests come.
+    pub fn is_closed(&self) -> bool {
+        locked(&self.admission).is_closed()
+    }
+
     fn pop(&self, admission: &mut Admission) -> Option<QueuedRequest> {
         admission.set_idle(true);
         let request = admission.next(Instant::now())?;

@@ -34,9 +34,8 @@ use crate::telemetry::{self, ComputeSpan, Telemetry};
 use crate::transport::{Inbound, WhenFull};
 use answer_events::{FinishedAnswer, details};
 use log::{debug, info, warn};
-use request_options::{cache_key, cacheable, generate_options};
+use request_options::{cache_key, cacheable, generate_options, prefix_scope};
 use scheduler::Scheduler;
-use std::hash::{BuildHasher, RandomState};
 use std::ops::{ControlFlow, Not};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -83,8 +82,8 @@ pub(super) struct Worker {
     /// Whether some tokens are computed before the first request.
     pub warms_up: bool,
     pub budget: Budget,
-    /// Turns the keys of clients into numbers that nobody can guess.
-    pub scopes: RandomState,
+    /// Bytes that the beginnings of prompts may take on disk; 0 stores none.
+    pub disk_bytes: u64,
     /// Why structured output is refused, where the memory plan has no place for it.
     pub unplanned_grammar: Option<String>,
 }
@@ -172,7 +171,7 @@ impl Worker {
             Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
-        let prefix_scope = client.as_ref().map_or(0, |client| self.scopes.hash_one(client));
+        let prefix_scope = client.as_ref().map_or(0, |client| prefix_scope(client));
         let key = cache_key(request, client, &prompt.tokens, intent.as_ref().map(HomeIntent::home_version));
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {

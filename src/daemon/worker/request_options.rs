@@ -7,6 +7,7 @@ use crate::engine::sampler::SamplingParams;
 use crate::engine::session::{Answer, GenerateOptions, StopReason};
 use crate::engine::tokenizer::{ChatRole, Turn};
 use crate::protocol::{self, Input, Request, Sampling};
+use sha2::{Digest, Sha256};
 
 /// The tokens of a prompt, chat template included.
 pub(super) fn tokenize(engine: &Engine, input: &Input) -> Result<Vec<u32>, PromptError> {
@@ -90,6 +91,13 @@ pub(super) fn cache_key(
         penalties: penalties.map(f32::to_bits),
         logit_bias: request.sampling.logit_bias.iter().map(|(id, bias)| (*id, bias.to_bits())).collect(),
     })
+}
+
+/// The number under which the beginnings of a client's prompts are found, from its key. It is the same after a restart, and
+/// no other client can choose a key that gives it.
+pub(super) fn prefix_scope(client: &str) -> u128 {
+    let digest = Sha256::digest(client);
+    u128::from_le_bytes(std::array::from_fn(|at| digest[at]))
 }
 
 /// What the cache keeps of an answer.

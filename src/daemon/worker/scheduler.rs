@@ -17,7 +17,7 @@ use crate::engine::session::{Session, SuspendedAnswer};
 use crate::engine::thread_tuner::ThreadCounts;
 use crate::protocol::Code;
 use crate::telemetry::ComputeSpan;
-use log::{debug, error};
+use log::{debug, error, warn};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -36,6 +36,8 @@ pub(super) struct Scheduler<'w> {
     suspended: Vec<SuspendedRequest<'w>>,
     screening: ShortlistStats,
     threads: ThreadCounts,
+    /// A problem with the files of the prefix store was logged.
+    has_store_problem: bool,
 }
 
 /// A request in a slot.
@@ -61,7 +63,7 @@ struct SuspendedRequest<'w> {
 impl<'w> Scheduler<'w> {
     /// `fixed`: the numbers of threads that the configuration names.
     pub fn new(worker: &'w Worker, engine: &'w Engine, fixed: ThreadCounts) -> Self {
-        let session = engine.shared_session(worker.context, worker.parallel);
+        let session = open_session(worker, engine);
         Scheduler {
             worker,
             engine,
@@ -70,6 +72,7 @@ impl<'w> Scheduler<'w> {
             suspended: Vec::new(),
             screening: ShortlistStats::default(),
             threads: fixed,
+            has_store_problem: false,
         }
     }
 
@@ -108,6 +111,7 @@ impl<'w> Scheduler<'w> {
             None => ControlFlow::Break(()),
         });
         self.share_time(began.elapsed());
+        self.log_store_problem();
         self.worker.queue.memory.record_written(self.session.cache_tokens_written());
         for slot in 0..self.active.len() {
             if let Some(answer) = self.session.take_answer(slot)
@@ -127,6 +131,42 @@ impl<'w> Scheduler<'w> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// The next request. Until there is one, what is new in the KV cache is written to disk, where the owner wants that.
+    fn next_when_idle(&mut self) -> Option<QueuedRequest> {
+        loop {
+            if let Some(queued) = self.worker.queue.try_next() {
+                return Some(queued);
+            }
+            // The daemon's end does not wait for the disk.
+            if self.worker.queue.is_closed() || !self.store_block() {
+                return self.worker.queue.next();
+            }
+        }
+    }
+
+    /// Writes a block of the KV cache to disk; `false` where none is left.
+    fn store_block(&mut self) -> bool {
+        self.worker.queue.worker.count_step();
+        // What was computed from a changed file is not to be found again.
+        if self.engine.check_files().is_err() {
+            self.session.forget_unwritten();
+        }
+        let is_written = self.session.store_block();
+        self.log_store_problem();
+        is_written
+    }
+
+    fn log_store_problem(&mut self) {
+        if let Some(problem) = self.session.take_store_problem() {
+            match std::mem::replace(&mut self.has_store_problem, true) {
+                false => {
+                    warn!("cache.disk_mb: {problem}; further problems of this kind are logged at level debug")
+                }
+                true => debug!("cache.disk_mb: {problem}"),
+            }
+        }
     }
 
     /// Ends the suspended requests that were cancelled or whose time is over, with what they have.
@@ -150,7 +190,6 @@ impl<'w> Scheduler<'w> {
                 break;
             }
             let is_idle = !is_answering && self.suspended.is_empty();
-            let queue = &self.worker.queue;
             let queued = match self.next_to_resume() {
                 Some(at) => match self.passes(at) {
                     Some(queued) => Some(queued),
@@ -159,8 +198,8 @@ impl<'w> Scheduler<'w> {
                         continue;
                     }
                 },
-                None if is_idle => queue.next(),
-                None => queue.try_next(),
+                None if is_idle => self.next_when_idle(),
+                None => self.worker.queue.try_next(),
             };
             match queued {
                 Some(queued) => {
@@ -325,4 +364,16 @@ impl<'w> Scheduler<'w> {
         self.session.reset();
         error!("the running requests failed because of a bug (panic); standard error has its location");
     }
+}
+
+/// A session with as many slots as requests are answered at the same time, and with the blocks that are on disk.
+fn open_session<'w>(worker: &Worker, engine: &'w Engine) -> Session<'w> {
+    let (context, slots) = (worker.context, worker.parallel);
+    if worker.disk_bytes > 0 {
+        match engine.stored_session(context, slots, worker.disk_bytes) {
+            Ok(session) => return session,
+            Err(error) => warn!("cache.disk_mb: the beginnings of prompts are not stored: {error}"),
+        }
+    }
+    engine.shared_session(context, slots)
 }

@@ -109,6 +109,12 @@ impl KvCache {
         (&self.keys[bytes.clone()], &self.values[bytes])
     }
 
+    /// Bytes of one head of a layer, and those of it that belong to a block.
+    fn block_bytes(&self, block: u32) -> (usize, std::ops::Range<usize>) {
+        let bytes = KV_BLOCK * self.width;
+        (self.rows * self.width, block as usize * bytes..(block as usize + 1) * bytes)
+    }
+
     /// Stores the keys and values of tokens, `[rows.len(), kv_heads, head_dim]` each, in these rows. One thread gets at
     /// least `grain` heads.
     pub fn store(
@@ -342,6 +348,20 @@ impl State {
         let Sequence { blocks, len, .. } = &mut self.sequences[sequence];
         *len += KV_BLOCK;
         assert_eq!(*len, blocks.len() * KV_BLOCK, "at the border of a block");
+    }
+
+    /// The keys and values of a block: those of each head of each layer.
+    pub fn block_parts(&self, block: u32) -> impl Iterator<Item = &[u8]> + Clone {
+        let (head, bytes) = self.cache.block_bytes(block);
+        let parts = self.cache.keys.chunks_exact(head).chain(self.cache.values.chunks_exact(head));
+        parts.map(move |part| &part[bytes.clone()])
+    }
+
+    /// The same, to be written to. Their order is that of [`State::block_parts`].
+    pub fn block_parts_mut(&mut self, block: u32) -> impl Iterator<Item = &mut [u8]> {
+        let (head, bytes) = self.cache.block_bytes(block);
+        let parts = self.cache.keys.chunks_exact_mut(head).chain(self.cache.values.chunks_exact_mut(head));
+        parts.map(move |part| &mut part[bytes.clone()])
     }
 
     /// Empties a sequence, which then has no blocks.

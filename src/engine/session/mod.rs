@@ -6,6 +6,7 @@
 //!
 //! Deliberately knows nothing of clients, queues and deadlines.
 
+mod disk;
 mod run;
 mod scoring;
 mod slots;
@@ -16,8 +17,10 @@ use crate::engine::grammar::Constraint;
 use crate::engine::logprobs::PositionLogprobs;
 use crate::engine::model::{BATCH, KV_BLOCK, KvCacheFormat, Model, PassTimings, ShortlistStats, State};
 use crate::engine::prefix_cache::PrefixCache;
+use crate::engine::prefix_store::PrefixStore;
 use crate::engine::sampler::SamplingParams;
 use crate::engine::tokenizer::Tokenizer;
+use disk::DiskPrefixes;
 use slots::AnswerSlot;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -33,6 +36,8 @@ pub struct Session<'e> {
     blocks: PrefixCache,
     /// Whether blocks are looked for that hold the beginning of a prompt already.
     finds_prefixes: bool,
+    /// The blocks on disk, where the owner wants them.
+    disk: Option<DiskPrefixes>,
     slots: Vec<AnswerSlot>, // [state.sequences()]
     /// Answers that were begun so far.
     begun: u64,
@@ -54,7 +59,7 @@ pub struct GenerateOptions {
     /// Gives the log-probability of every token, and of so many most likely ones. The whole head is read for it.
     pub logprobs: Option<usize>,
     /// Prompts share what their beginnings have in common only with others of the same number.
-    pub prefix_scope: u64,
+    pub prefix_scope: u128,
     /// The grammar that the answer fits. End tokens then end it only where the grammar allows that, also with
     /// `ignore_eos`.
     pub constraint: Option<Constraint>,
@@ -134,10 +139,17 @@ impl<'e> Session<'e> {
             tokenizer,
             blocks: PrefixCache::new(state.blocks()),
             finds_prefixes: true,
+            disk: None,
             slots: (0..slots).map(|_| AnswerSlot::new(context)).collect(),
             begun: 0,
             state,
         }
+    }
+
+    /// The same with blocks on disk, which are found as those in memory are. `model` names all that keys and values depend
+    /// on besides the tokens. What is new is only written by [`Session::store_block`].
+    pub fn with_store(self, store: PrefixStore, model: String) -> Self {
+        Session { disk: Some(DiskPrefixes::new(store, model)), ..self }
     }
 
     /// The same with a cache that rounds nothing and takes twice the memory, for comparisons with a reference. Now

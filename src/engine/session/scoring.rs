@@ -82,7 +82,7 @@ impl Session<'_> {
 
     /// Reads all of a slot's prompt but its last token, where it is not in the KV cache any more.
     fn read_prompt_again(&mut self, slot: usize) {
-        self.find_prefix(slot);
+        while self.find_prefix(slot) {}
         let prompt = self.slots[slot].prompt();
         let missing = prompt[self.state.len_of(slot)..prompt.len() - 1].to_vec();
         missing.chunks(self.state.batch()).for_each(|batch| self.forward(slot, batch));

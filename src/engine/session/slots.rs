@@ -5,6 +5,7 @@ use super::{Answer, GenerateOptions, Session, Step, StopReason};
 use crate::engine::error::PromptError;
 use crate::engine::model::{KV_BLOCK, LogitsRequest, MAX_SEQUENCES, Segment};
 use crate::engine::prefix_cache::Parent;
+use crate::engine::prefix_store::BlockHash;
 use std::ops::ControlFlow;
 
 /// Tokens of prompts that one pass reads while other answers are decoded. More would make the others wait, fewer would
@@ -25,10 +26,12 @@ pub(super) struct AnswerSlot {
     /// The row of the last pass from which the next token is chosen.
     row: Option<usize>,
     /// How many of its blocks others can find, and what the next of them comes behind.
-    findable: usize,
+    pub findable: usize,
     pub parent: Parent,
+    /// The hash of what the next of them comes behind; `None` where nothing is kept on disk.
+    hash: Option<BlockHash>,
     /// Whose texts it shares beginnings with.
-    pub scope: Parent,
+    pub scope: u128,
 }
 
 impl AnswerSlot {
@@ -42,8 +45,35 @@ impl AnswerSlot {
             row: None,
             findable: 0,
             parent: Parent::Scope(0),
-            scope: Parent::Scope(0),
+            hash: None,
+            scope: 0,
         }
+    }
+
+    /// The tokens of the next block that others can find, once they are all there.
+    pub fn next_block(&self) -> &[u32] {
+        &self.tokens[self.findable * KV_BLOCK..(self.findable + 1) * KV_BLOCK]
+    }
+
+    /// The hash of that block.
+    pub fn next_hash(&self) -> Option<BlockHash> {
+        self.hash.map(|hash| hash.followed_by(self.next_block()))
+    }
+
+    /// Others can find the next block, which is `parent` to what follows it.
+    fn note_findable(&mut self, parent: Parent) {
+        self.hash = self.next_hash();
+        self.parent = parent;
+        self.findable += 1;
+    }
+
+    /// The next block of the prompt was found.
+    pub fn note_found(&mut self, parent: Parent) {
+        let (begin, end) = (self.findable * KV_BLOCK, (self.findable + 1) * KV_BLOCK);
+        // Of the prompt, and computed for another.
+        let found = end.min(self.prompt_len).saturating_sub(begin.max(self.restored));
+        self.run.iter_mut().for_each(|run| run.cached += found);
+        self.note_findable(parent);
     }
 
     /// The prompt that was read last.
@@ -84,13 +114,20 @@ impl Session<'_> {
     ) -> Result<(), PromptError> {
         self.check_options(prompt, options)?;
         self.release(slot);
-        let AnswerSlot { tokens, prompt_len, parent, scope, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, scope, .. } = &mut self.slots[slot];
         tokens.extend_from_slice(prompt);
-        *prompt_len = prompt.len();
-        *scope = Parent::Scope(options.prefix_scope);
-        *parent = *scope;
+        (*prompt_len, *scope) = (prompt.len(), options.prefix_scope);
+        self.begin_text(slot);
         self.begin_run(slot, options);
         Ok(())
+    }
+
+    /// A slot has no blocks, and those of its text may be looked for from the beginning.
+    pub(super) fn begin_text(&mut self, slot: usize) {
+        let Session { slots, disk, .. } = self;
+        let AnswerSlot { findable, parent, hash, scope, .. } = &mut slots[slot];
+        (*findable, *parent) = (0, Parent::Scope(*scope));
+        *hash = disk.as_ref().map(|disk| disk.root(*scope));
     }
 
     /// Begins to answer the prompt of a slot once more, for which only its last token is read again.
@@ -111,12 +148,12 @@ impl Session<'_> {
     /// Where the answer was suspended, others may find the block in which it begins, so that nothing may be written to it
     /// any more. Then the slot has no blocks afterwards, and the prompt is looked for or read again.
     pub(super) fn rewind(&mut self, slot: usize) {
-        let AnswerSlot { tokens, prompt_len, restored, findable, parent, scope, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, restored, findable, .. } = &mut self.slots[slot];
         tokens.truncate(*prompt_len);
         *restored = 0;
         let len = prompt_len.saturating_sub(1);
         if *findable * KV_BLOCK > len {
-            (*findable, *parent) = (0, *scope);
+            self.begin_text(slot);
             self.blocks.release(self.state.blocks_of(slot));
             self.state.clear(slot);
         }
@@ -200,7 +237,10 @@ impl Session<'_> {
 
     /// One pass over the tokens that are not in the KV cache yet, as many as fit; `false` where there are none.
     fn pass(&mut self, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) -> bool {
-        let shares = self.rows_of_slots();
+        let (shares, loading) = self.rows_of_slots();
+        if let Some(index) = loading {
+            self.report_prefill(index, self.state.len_of(index), each);
+        }
         for (index, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0) {
             self.allocate_blocks(index, *share);
         }
@@ -227,9 +267,9 @@ impl Session<'_> {
     }
 
     /// How many tokens of each slot the next pass takes: of answers all that they have, then of prompts, the oldest
-    /// first, as many as fit.
-    fn rows_of_slots(&mut self) -> [usize; MAX_SEQUENCES] {
-        let mut shares = [0; MAX_SEQUENCES];
+    /// first, as many as fit. Also the slot whose prompt is being read from disk instead.
+    fn rows_of_slots(&mut self) -> ([usize; MAX_SEQUENCES], Option<usize>) {
+        let (mut shares, mut loading) = ([0; MAX_SEQUENCES], None);
         let mut left = self.state.batch();
         for (index, slot) in self.slots.iter().enumerate() {
             if slot.run.is_some() && !slot.is_reading(self.state.len_of(index)) {
@@ -242,11 +282,14 @@ impl Session<'_> {
         while left > 0
             && let Some(index) = self.oldest_prompt(&shares)
         {
-            self.find_prefix(index);
+            if self.find_prefix(index) {
+                loading = Some(index);
+                break;
+            }
             shares[index] = (self.slots[index].tokens.len() - self.state.len_of(index)).min(left);
             left -= shares[index];
         }
-        shares
+        (shares, loading)
     }
 
     /// The slot whose prompt is read next, of those that have no share yet.
@@ -259,8 +302,9 @@ impl Session<'_> {
     }
 
     /// Appends the blocks that hold the next tokens of a prompt already. Its last token is always read, since the logits
-    /// behind it are needed.
-    pub(super) fn find_prefix(&mut self, index: usize) {
+    /// behind it are needed. Whether the last of them was read from disk, so that the next may be there too: one in a pass,
+    /// so that other answers wait for one at most.
+    pub(super) fn find_prefix(&mut self, index: usize) -> bool {
         let Session { state, blocks, slots, finds_prefixes, .. } = self;
         let slot = &mut slots[index];
         let last = slot.prompt_len.max(slot.restored + 1);
@@ -269,15 +313,13 @@ impl Session<'_> {
             && state.blocks_of(index).len() == slot.findable
             && (slot.findable + 1) * KV_BLOCK < last
         {
-            let (begin, end) = (slot.findable * KV_BLOCK, (slot.findable + 1) * KV_BLOCK);
-            let Some((block, parent)) = blocks.find(slot.parent, &slot.tokens[begin..end]) else { return };
+            let Some((block, parent)) = blocks.find(slot.parent, slot.next_block()) else {
+                return self.load_next_block(index);
+            };
             state.push_full_block(index, block);
-            slot.findable += 1;
-            slot.parent = parent;
-            // Of the prompt, and computed for another.
-            let found = end.min(slot.prompt_len).saturating_sub(begin.max(slot.restored));
-            slot.run.iter_mut().for_each(|run| run.cached += found);
+            slot.note_found(parent);
         }
+        false
     }
 
     /// Gives a slot blocks for so many tokens more.
@@ -291,13 +333,16 @@ impl Session<'_> {
 
     /// Lets others find the first `count` blocks of a slot, which are full.
     fn make_findable(&mut self, index: usize, count: usize) {
-        let Session { state, blocks, slots, finds_prefixes, .. } = self;
+        let Session { state, blocks, slots, finds_prefixes, disk, .. } = self;
         let slot = &mut slots[index];
         while *finds_prefixes && slot.findable < count {
-            let tokens = &slot.tokens[slot.findable * KV_BLOCK..(slot.findable + 1) * KV_BLOCK];
             let block = state.blocks_of(index)[slot.findable];
-            slot.parent = blocks.register(block, slot.parent, slot.findable, tokens);
-            slot.findable += 1;
+            let parent = blocks.register(block, slot.parent, slot.findable, slot.next_block());
+            slot.note_findable(parent);
+            // Another with the same contents is written itself.
+            if let (Some(disk), Some(hash), true) = (&mut *disk, slot.hash, blocks.holds(block, parent)) {
+                disk.note_full(block, parent, hash);
+            }
         }
     }
 
@@ -310,7 +355,18 @@ impl Session<'_> {
         let is_reported = read > run.cached + 1;
         // The last token of the prompt may be read again, so that its block stays the slot's own.
         self.make_findable(index, read.min(slot.prompt_len - 1) / KV_BLOCK);
-        if is_reported && each(index, Step::Prefill(read)).is_break() {
+        if is_reported {
+            self.report_prefill(index, read, each);
+        }
+    }
+
+    fn report_prefill(
+        &mut self,
+        index: usize,
+        read: usize,
+        each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>,
+    ) {
+        if each(index, Step::Prefill(read)).is_break() {
             self.slots[index].end(Some(Ok(StopReason::Cancelled)), |step| each(index, step));
         }
     }

@@ -7,7 +7,6 @@
 use super::run::GenerationRun;
 use super::slots::AnswerSlot;
 use super::{Answer, Session, StopReason};
-use crate::engine::prefix_cache::Parent;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -19,7 +18,7 @@ pub struct SuspendedAnswer {
     prompt_len: usize,
     /// How many of them were in the KV cache.
     computed: usize,
-    scope: Parent,
+    scope: u128,
     run: GenerationRun,
     since: Instant,
 }
@@ -53,10 +52,11 @@ impl Session<'_> {
         self.begun += 1;
         let SuspendedAnswer { tokens, prompt_len, computed, scope, mut run, since } = suspended;
         run.resume(self.begun, since.elapsed());
-        let slot = &mut self.slots[slot];
-        slot.tokens.extend_from_slice(&tokens);
-        (slot.prompt_len, slot.restored, slot.run) = (prompt_len, computed, Some(run));
-        (slot.scope, slot.parent) = (scope, scope);
+        let resumed = &mut self.slots[slot];
+        resumed.tokens.extend_from_slice(&tokens);
+        (resumed.prompt_len, resumed.restored, resumed.run) = (prompt_len, computed, Some(run));
+        resumed.scope = scope;
+        self.begin_text(slot);
     }
 }
 

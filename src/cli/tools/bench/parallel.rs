@@ -65,7 +65,7 @@ fn prompt(engine: &Engine, len: usize, number: usize) -> Vec<u32> {
 }
 
 fn options(tokens: usize, scope: usize) -> GenerateOptions {
-    let prefix_scope = scope as u64;
+    let prefix_scope = scope as u128;
     GenerateOptions { max_tokens: Some(tokens), ignore_eos: true, prefix_scope, ..GenerateOptions::default() }
 }
 
