@@ -23,8 +23,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The longest name in a label, in bytes: the model's is repeated in most lines of the histograms.
 const LONGEST_NAME: usize = 32;
 
-/// Bytes that are left free of those that the text may have as JSON.
-const SPARE_BYTES: usize = 1000;
+/// Bytes that are left free of those that the text may have as JSON, for the event around it too.
+const SPARE_BYTES: usize = 1100;
 
 /// Renders all metrics at `now`. The text is below 64 KiB, also as a JSON string, whatever failed and whatever the
 /// model's name is.
