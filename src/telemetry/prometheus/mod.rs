@@ -65,8 +65,7 @@ fn report_metrics(text: &mut Exposition, report: &Report) {
         mqtt(text, link);
     }
     alerts(text, &report.alerts);
-    text.counter("bitnetd_log_lines_dropped_total", "Log lines dropped: not taken, or too fast.")
-        .count(report.log.dropped);
+    text.counter("bitnetd_log_lines_dropped_total", "Log lines dropped.").count(report.log.dropped);
 }
 
 fn latencies(text: &mut Exposition, all: &[Distribution], model: Option<&str>) {
@@ -113,10 +112,8 @@ fn requests(text: &mut Exposition, requests: &Requests, cache: &CacheCounts) {
         *requests;
     text.counter("bitnetd_requests_received_total", "Requests received, over all transports.")
         .count(received);
-    text.counter("bitnetd_requests_completed_total", "Answered, to the end or as far as they came.")
-        .count(completed);
-    text.counter("bitnetd_requests_refused_total", "Given an error, also what was no request.")
-        .count(refused);
+    text.counter("bitnetd_requests_completed_total", "Answered, whole or in part.").count(completed);
+    text.counter("bitnetd_requests_refused_total", "Given an error.").count(refused);
     text.counter("bitnetd_requests_budget_exceeded_total", "Of the refused, for want of memory.")
         .count(budget_exceeded);
     text.counter("bitnetd_requests_cancelled_total", "Of both, cancelled.").count(cancelled);
@@ -142,8 +139,8 @@ fn decoding(text: &mut Exposition, counts: &Decoding) {
     let Decoding { steps, step_requests, prefix_tokens, suspensions, .. } = *counts;
     text.counter("bitnetd_decoding_steps_total", "Passes over the weights.").count(steps);
     text.counter("bitnetd_decoding_step_requests_total", "Requests in them.").count(step_requests);
-    text.counter("bitnetd_prefix_tokens_total", "Tokens of prompts found in the cache.").count(prefix_tokens);
-    text.counter("bitnetd_suspensions_total", "Slots given up to a high priority.").count(suspensions);
+    text.counter("bitnetd_prefix_tokens_total", "Prompt tokens found.").count(prefix_tokens);
+    text.counter("bitnetd_suspensions_total", "Slots given up.").count(suspensions);
 }
 
 /// The waiting of as many of the clients as the text has space for.
