@@ -6,9 +6,10 @@ use super::memory_guard::{MemoryGuard, MemoryState, MemoryUse};
 use super::memory_plan::MAX_WAITING_TEXTS;
 use super::running::Running;
 use crate::config;
-use crate::protocol::{Code, Refusal};
+use crate::protocol::{Code, Priority, Refusal};
 use crate::transport::fair_queue::FairQueue;
 use crate::transport::{Inbound, WhenFull};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// A request that waits.
@@ -169,16 +170,35 @@ impl Admission {
 
     /// The next request to be answered.
     pub fn next(&mut self, now: Instant) -> Option<QueuedRequest> {
-        let mut job = self.waiting.pop(now)?;
+        let job = self.waiting.pop(now)?;
+        Some(self.begin(job, now))
+    }
+
+    /// The next request that may take the place of a running one of low priority: one that is of high priority, its age
+    /// counted in, unless it was sent with a low one. None while memory is short, since both hold some then.
+    pub fn next_ahead(&mut self, now: Instant) -> Option<QueuedRequest> {
+        if self.is_short() {
+            return None;
+        }
+        let job = self.waiting.pop_ahead(now, |_, job| job.inbound.request.priority != Priority::Low)?;
+        Some(self.begin(job, now))
+    }
+
+    /// The priority of the request that [`Admission::next`] would return, its age counted in.
+    pub fn next_priority(&self, now: Instant) -> Option<usize> {
+        self.waiting.next_priority(now)
+    }
+
+    fn begin(&mut self, mut job: QueuedRequest, now: Instant) -> QueuedRequest {
         job.deadline = job.deadline.or_else(|| now.checked_add(job.timeout));
         self.worker_is_idle = false;
         self.release_slot(&job);
-        Some(job)
+        job
     }
 
-    /// Records that the worker has a free slot.
-    pub fn note_idle(&mut self) {
-        self.worker_is_idle = true;
+    /// Records whether the worker has a free slot.
+    pub fn set_idle(&mut self, is_idle: bool) {
+        self.worker_is_idle = is_idle;
     }
 
     /// Removes requests that were cancelled or exceeded their deadline, each with its refusal.
@@ -209,6 +229,15 @@ impl Admission {
         self.waiting.len()
     }
 
+    /// How many requests of each client wait, by the name of the client.
+    pub fn waiting_by_client(&self) -> HashMap<&str, usize> {
+        let mut by_client = HashMap::new();
+        for job in self.waiting.iter() {
+            *by_client.entry(job.inbound.client.as_str()).or_default() += 1;
+        }
+        by_client
+    }
+
     pub fn is_closed(&self) -> bool {
         self.closed
     }
@@ -230,7 +259,7 @@ pub(super) fn expiry(job: &QueuedRequest, now: Instant) -> Option<Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Event, Input, Priority, json};
+    use crate::protocol::{Event, Input, json};
     use crate::transport::{Cancel, Reply};
     use tokio::sync::mpsc;
 
@@ -289,6 +318,28 @@ mod tests {
         let order: Vec<String> =
             std::iter::from_fn(|| admission.next(now)).map(|job| job.inbound.id.to_string()).collect();
         assert_eq!(order, ["c", "b", "d", "a"]);
+    }
+
+    #[test]
+    fn what_takes_a_place_is_of_high_priority_by_its_own_or_by_its_age_and_never_sent_as_low() {
+        let (mut admission, now) = (admission(9), Instant::now());
+        let mut receivers = Vec::new();
+        for (id, priority) in [("low", Priority::Low), ("normal", Priority::Normal), ("high", Priority::High)]
+        {
+            let (mut inbound, receiver) = inbound(id, priority, now);
+            inbound.queue_key = id.into();
+            receivers.push(receiver);
+            admission.offer(inbound, MINUTE).expect("room");
+        }
+        let mut ahead = |seconds: u64| {
+            let job = admission.next_ahead(now + Duration::from_secs(seconds))?;
+            assert!(job.deadline.is_some());
+            Some(job.inbound.id.to_string())
+        };
+        assert_eq!([ahead(0), ahead(0)], [Some("high".into()), None]);
+        assert_eq!([ahead(5), ahead(50)], [Some("normal".into()), None]);
+        assert_eq!(admission.next_priority(now), Some(Priority::Low as usize));
+        assert_eq!(admission.waiting(), 1);
     }
 
     #[test]

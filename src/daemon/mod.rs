@@ -383,6 +383,7 @@ impl Daemon {
             info: info_payload(running, engine_info, plan),
             max_active: u16::try_from(mqtt_window(running.queue.depth))
                 .expect("no more than a small constant"),
+            parallel: plan.parallel,
             inbox_bytes: running.queue.inbox_bytes,
             requests,
             commands: controls,

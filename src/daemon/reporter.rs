@@ -107,8 +107,7 @@ impl HostSampler {
     fn sample(&self, now: Instant) {
         let host = locked(&self.sensors).read(now);
         self.telemetry.observe(now, host);
-        let (waiting, running) = self.queue.level();
-        self.telemetry.set_queue(waiting, running);
+        self.queue.record_level();
         if let Some(link) = &self.link {
             self.telemetry.set_link(link.borrow().clone());
         }

@@ -32,6 +32,8 @@ pub struct Report {
     pub structured_output: StructuredOutput,
     /// Requests that are answered together.
     pub decoding: Decoding,
+    /// How long the requests of each client waited: of the 16 busiest, then the sum of all others.
+    pub waiting: Vec<ClientWaiting>,
     /// Calls over HTTP.
     pub http: HttpCalls,
     /// The broker link; null where none is configured.
@@ -331,6 +333,21 @@ pub struct Decoding {
     pub prefix_hits: u64,
     /// The tokens of these beginnings.
     pub prefix_tokens: u64,
+    /// How often a request of low priority gave up its slot for one of high priority, to go on later.
+    pub suspensions: u64,
+}
+
+/// The waiting of one client's requests, or of those of all that are not named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClientWaiting {
+    /// The client, as the log names it; null is the sum of all others.
+    pub client: Option<String>,
+    /// Requests that were begun since start.
+    pub begun: u64,
+    /// How long these waited until then, all together, in milliseconds.
+    pub waited_ms: u64,
+    /// Requests that wait now.
+    pub waiting: u64,
 }
 
 /// Calls over HTTP since start.

@@ -10,6 +10,7 @@ pub struct DecodingCounters {
     step_requests: Counter,
     prefix_hits: Counter,
     prefix_tokens: Counter,
+    suspensions: Counter,
 }
 
 impl DecodingCounters {
@@ -27,6 +28,11 @@ impl DecodingCounters {
         }
     }
 
+    /// A request gave up its slot for one of high priority.
+    pub fn record_suspension(&self) {
+        self.suspensions.add();
+    }
+
     /// The counts now.
     pub fn counts(&self) -> Decoding {
         Decoding {
@@ -34,6 +40,7 @@ impl DecodingCounters {
             step_requests: self.step_requests.get(),
             prefix_hits: self.prefix_hits.get(),
             prefix_tokens: self.prefix_tokens.get(),
+            suspensions: self.suspensions.get(),
         }
     }
 }

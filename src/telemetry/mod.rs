@@ -18,6 +18,7 @@ mod structured_output;
 #[cfg(test)]
 mod tests;
 pub mod textfile;
+mod waiting;
 
 pub use decoding::DecodingCounters;
 pub use http_calls::{HttpApi, HttpCounters};
@@ -25,6 +26,7 @@ pub use journal::{journal_line, write_alert, write_answered, write_journal};
 pub use latency::{Distribution, Quantity};
 pub use rfc3339::rfc3339;
 pub use structured_output::StructuredOutputCounters;
+pub use waiting::WaitingCounters;
 
 use crate::config;
 use crate::protocol::{
@@ -61,6 +63,8 @@ pub struct Telemetry {
     pub structured_output: StructuredOutputCounters,
     /// Counters of requests that are answered together.
     pub decoding: DecodingCounters,
+    /// Counters of the waiting of each client.
+    pub waiting: WaitingCounters,
     /// Counters of calls over HTTP.
     pub http: HttpCounters,
     /// At most so many threads compute; 0 until it is set.
@@ -134,6 +138,7 @@ impl Telemetry {
             cache_misses: Counter::default(),
             structured_output: StructuredOutputCounters::default(),
             decoding: DecodingCounters::default(),
+            waiting: WaitingCounters::default(),
             http: HttpCounters::default(),
             thread_limit: Counter::default(),
             about: OnceLock::new(),
@@ -352,6 +357,7 @@ impl Telemetry {
             cache: CacheCounts { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
             structured_output: self.structured_output.counts(),
             decoding: self.decoding.counts(),
+            waiting: self.waiting.counts(),
             http: self.http.counts(),
             mqtt: seen.link.clone(),
             alerts: self.raised_alerts(),

@@ -17,6 +17,9 @@ pub const PRIORITY_STEP: Duration = Duration::from_secs(5);
 /// The number of priorities; each client has one list of items for each.
 const PRIORITIES: usize = 3;
 
+/// The effective priority before which no other goes.
+pub const HIGHEST: usize = PRIORITIES - 1;
+
 /// Items of any number of clients, which are served in turn.
 #[derive(Debug)]
 pub struct FairQueue<T> {
@@ -99,7 +102,31 @@ impl<T> FairQueue<T> {
         mut allowed: impl FnMut(&str) -> bool,
     ) -> Option<(String, T)> {
         let (position, name) = self.order.iter().find(|(_, name)| allowed(name))?;
+        Some(self.pop_of(*position, Arc::clone(name), now))
+    }
+
+    /// The effective priority of the item that [`FairQueue::pop`] would remove, 0 to [`HIGHEST`].
+    pub fn next_priority(&self, now: Instant) -> Option<usize> {
+        let (_, name) = self.order.first_key_value()?;
+        self.clients.get(name)?.best(now).map(|best| best.level)
+    }
+
+    /// Removes an item of the highest effective priority that matches, ahead of its client's turn: the first in turn of
+    /// those whose client's next item is one. A client that was served passes nobody who waits since before that.
+    pub fn pop_ahead(&mut self, now: Instant, matches: impl Fn(&str, &T) -> bool) -> Option<T> {
+        let may_go = |position: &Position, name: &Arc<str>| {
+            let is_first = self.order.first_key_value().is_some_and(|(first, _)| first == position);
+            let best = self.clients.get(name)?.best(now)?;
+            let is_high = best.level == HIGHEST && matches(name, &best.item.value);
+            (is_high && (is_first || position.join_order != u64::MAX)).then_some(())
+        };
+        let (position, name) = self.order.iter().find(|(position, name)| may_go(position, name).is_some())?;
         let (position, name) = (*position, Arc::clone(name));
+        Some(self.pop_of(position, name, now).1)
+    }
+
+    /// Removes the next item of a client that has some.
+    fn pop_of(&mut self, position: Position, name: Arc<str>, now: Instant) -> (String, T) {
         let client = self.clients.get_mut(&name).expect("each client in the order has items");
         let value = client.pop(now).expect("a client without items is removed");
         self.order.remove(&position);
@@ -110,7 +137,7 @@ impl<T> FairQueue<T> {
             client.position = Position { served_before: self.served, join_order: u64::MAX };
             self.order.insert(client.position, Arc::clone(&name));
         }
-        Some((name.as_ref().to_owned(), value))
+        (name.as_ref().to_owned(), value)
     }
 
     /// Removes the item of `client` that would be served last: the newest of its lowest priority.
@@ -170,17 +197,28 @@ impl<T> FairQueue<T> {
     }
 }
 
+/// The item of a client that is served next.
+struct Best<'q, T> {
+    priority: usize,
+    /// The same with its age counted in.
+    level: usize,
+    item: &'q Item<T>,
+}
+
 impl<T> ClientQueue<T> {
     /// The item of the highest priority, its age counted in, and of these the one that arrived first. Within one
     /// priority that is the first, so only three items are compared, however many wait.
-    fn pop(&mut self, now: Instant) -> Option<T> {
+    fn best(&self, now: Instant) -> Option<Best<'_, T>> {
         let heads = self.by_priority.iter().enumerate().filter_map(|(priority, items)| {
-            let arrived = items.front()?.arrived;
-            Some((priority, effective_priority(priority, now.saturating_duration_since(arrived)), arrived))
+            let item = items.front()?;
+            let level = effective_priority(priority, now.saturating_duration_since(item.arrived));
+            Some(Best { priority, level, item })
         });
-        let best =
-            heads.max_by(|(_, level, arrived), (_, other, later)| level.cmp(other).then(later.cmp(arrived)));
-        let (priority, ..) = best?;
+        heads.max_by(|a, b| a.level.cmp(&b.level).then(b.item.arrived.cmp(&a.item.arrived)))
+    }
+
+    fn pop(&mut self, now: Instant) -> Option<T> {
+        let priority = self.best(now)?.priority;
         self.by_priority[priority].pop_front().map(|item| item.value)
     }
 
@@ -195,9 +233,9 @@ impl<T> ClientQueue<T> {
 
 /// The priority of an item after its age is counted in: never above the highest, where the earliest arrival
 /// decides.
-fn effective_priority(priority: usize, age: Duration) -> usize {
+pub fn effective_priority(priority: usize, age: Duration) -> usize {
     let steps = usize::try_from(age.as_secs() / PRIORITY_STEP.as_secs()).unwrap_or(usize::MAX);
-    priority.saturating_add(steps).min(PRIORITIES - 1)
+    priority.saturating_add(steps).min(HIGHEST)
 }
 
 #[cfg(test)]
@@ -322,6 +360,30 @@ mod tests {
         assert_eq!(queue.pop_allowed(now, |client| client != "a"), Some(("b".to_owned(), "b1")));
         assert_eq!(queue.pop_allowed(now, |client| client == "c"), None);
         assert_eq!(drain(&mut queue, now), ["a", "b2"]);
+    }
+
+    #[test]
+    fn what_goes_ahead_is_of_the_highest_priority_and_passes_nobody_twice() {
+        let (mut queue, now) = (FairQueue::default(), Instant::now());
+        queue.push("waits", Priority::Normal, now, "normal");
+        assert_eq!((queue.pop_ahead(now, |_, _| true), queue.next_priority(now)), (None, Some(1)));
+        for item in ["high 1", "high 2"] {
+            queue.push("flood", Priority::High, now, item);
+        }
+        queue.push("voice", Priority::High, now, "voice");
+        assert_eq!(queue.pop_ahead(now, |_, item| *item == "none"), None);
+        assert_eq!(queue.pop_ahead(now, |_, _| true), Some("high 1"));
+        // The client that was served is behind the one it has passed; another may still pass.
+        assert_eq!(queue.pop_ahead(now, |_, _| true), Some("voice"));
+        assert_eq!(queue.pop_ahead(now, |_, _| true), None);
+        assert_eq!(queue.pop(now), Some("normal"));
+        assert_eq!(queue.pop_ahead(now, |_, _| true), Some("high 2"), "nobody waits before it");
+        // An item that waits rises to the highest priority.
+        queue.push("old", Priority::Normal, now, "old");
+        let later = now + PRIORITY_STEP;
+        assert_eq!((queue.pop_ahead(now, |_, _| true), queue.next_priority(later)), (None, Some(HIGHEST)));
+        assert_eq!(queue.pop_ahead(later, |_, _| true), Some("old"));
+        assert!(queue.is_empty() && queue.next_priority(later).is_none());
     }
 
     #[test]

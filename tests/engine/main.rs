@@ -24,6 +24,7 @@ mod shared_decoding;
 mod shared_row_kernels;
 mod shortlist;
 mod structured_output;
+mod suspension;
 mod synthetic;
 mod templates;
 mod thread_tuner;

@@ -38,6 +38,7 @@ mod structured_output;
 #[path = "../support/mod.rs"]
 mod support;
 mod surroundings;
+mod suspension;
 mod systemd;
 mod threads;
 mod top;

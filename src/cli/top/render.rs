@@ -97,6 +97,8 @@ pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize,
         ("memory", memory(&view)),
         ("speed", speed(&view)),
         ("requests", requests(&view)),
+        ("together", together(&view)),
+        ("waiting", waiting(&view)),
         ("broker", broker(&view)),
     ];
     let name = |name: &str| style(&format!("{name:<11}"), BOLD, colours);
@@ -267,6 +269,46 @@ fn requests(view: &ReportView<'_>) -> Option<String> {
     ))
 }
 
+/// How many requests share a pass over the weights, and what prompts had in common.
+fn together(view: &ReportView<'_>) -> Option<String> {
+    let count = |name: &str| view.count(&format!("/decoding/{name}"));
+    let steps = view.number("/decoding/steps").filter(|steps| *steps > 0.0)?;
+    let prefixes = match count("prefix_hits") {
+        0 => None,
+        hits => Some(format!("prefix hits: {hits} ({} tokens saved)", count("prefix_tokens"))),
+    };
+    let suspensions = match count("suspensions") {
+        0 => None,
+        suspensions => Some(format!("suspended: {suspensions}")),
+    };
+    joined([
+        Some(format!("{:.1} requests a step", view.number("/decoding/step_requests")? / steps)),
+        prefixes,
+        suspensions,
+    ])
+}
+
+/// The clients whose requests wait now, and how long those of each waited on average before.
+fn waiting(view: &ReportView<'_>) -> Option<String> {
+    let clients = view.0.pointer("/waiting")?.as_array()?;
+    let waits = clients.iter().map(ReportView).filter(|client| client.count("/waiting") > 0);
+    let shown: Vec<String> = waits
+        .map(|client| {
+            let mean = match client.count("/begun") {
+                0 => String::new(),
+                begun => {
+                    format!(" (mean {:.1} s)", client.count("/waited_ms") as f64 / 1000.0 / begun as f64)
+                }
+            };
+            let name = client.text("/client").unwrap_or("others");
+            // A client may name itself anything.
+            let name: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+            format!("{name} {}{mean}", client.count("/waiting"))
+        })
+        .collect();
+    (!shown.is_empty()).then(|| shown.join(", "))
+}
+
 fn broker(view: &ReportView<'_>) -> Option<String> {
     let connected = view.flag("/mqtt/connected")?;
     let state = match view.text("/mqtt/problem") {
@@ -324,8 +366,9 @@ mod tests {
     use crate::telemetry::Telemetry;
     use crate::telemetry::sensors::{Sensors, Snapshot};
     use serde_json::json;
+    use std::collections::HashMap;
     use std::path::Path;
-    use std::time::{Instant, SystemTime};
+    use std::time::{Duration, Instant, SystemTime};
 
     fn report_of(host: Snapshot) -> Value {
         let telemetry = Telemetry::new(64 << 20);
@@ -340,7 +383,7 @@ mod tests {
     #[test]
     fn what_a_board_does_not_tell_has_no_row() {
         let shown = drawn(&report_of(Snapshot::default()), 200, false);
-        for row in ["power", "energy", "heat", "throttled", "memory", "broker"] {
+        for row in ["power", "energy", "heat", "throttled", "memory", "broker", "together", "waiting"] {
             assert!(!shown.lines().any(|line| line.starts_with(row)), "{row}: {shown}");
         }
         assert!(shown.contains("requests    0 running, 0 waiting; 0 answered"), "{shown}");
@@ -367,6 +410,28 @@ mod tests {
         {
             assert_eq!(report.pointer(path), Some(&Value::Null), "{path}: {report}");
         }
+    }
+
+    #[test]
+    fn what_requests_share_and_who_waits_has_a_row_each() {
+        let telemetry = Telemetry::new(64 << 20);
+        [1, 2, 4].into_iter().for_each(|requests| telemetry.decoding.record_step(requests));
+        let shown = |telemetry: &Telemetry| {
+            let report = serde_json::to_value(telemetry.report(SystemTime::UNIX_EPOCH)).expect("plain data");
+            drawn(&report, 200, false)
+        };
+        assert!(shown(&telemetry).contains("\ntogether    2.3 requests a step\n"), "{}", shown(&telemetry));
+        telemetry.decoding.found_prefix(128);
+        telemetry.decoding.record_suspension();
+        [1000, 2000]
+            .into_iter()
+            .for_each(|ms| telemetry.waiting.begun("a\x1b[1m", Duration::from_millis(ms)));
+        telemetry.waiting.begun("idle", Duration::ZERO);
+        telemetry.waiting.set_waiting(&HashMap::from([("a\x1b[1m", 3), ("b", 1)]));
+        let shown = shown(&telemetry);
+        let together = "\ntogether    2.3 requests a step, prefix hits: 1 (128 tokens saved), suspended: 1\n";
+        assert!(shown.contains(together), "{shown}");
+        assert!(shown.contains("\nwaiting     a?[1m 3 (mean 1.5 s), b 1\n"), "{shown}");
     }
 
     #[test]

@@ -130,6 +130,13 @@ impl Queue {
         (admission.waiting(), self.running.count())
     }
 
+    /// Records for the telemetry how many requests wait and run.
+    pub fn record_level(&self) {
+        let admission = locked(&self.admission);
+        self.telemetry.set_queue(admission.waiting(), self.running.count());
+        self.telemetry.waiting.set_waiting(&admission.waiting_by_client());
+    }
+
     /// Cancels the requests that are being answered; how many there were.
     pub fn cancel_running(&self) -> usize {
         // Under the queue's lock, so that the next request does not become a running one in between.
@@ -166,16 +173,36 @@ impl Queue {
         self.pop(&mut locked(&self.admission))
     }
 
+    /// The next request that may take the place of a running one of low priority, if one waits.
+    pub fn try_next_ahead(&self) -> Option<QueuedRequest> {
+        let request = locked(&self.admission).next_ahead(Instant::now())?;
+        Some(self.begin(request))
+    }
+
+    /// The priority of the request that waits for the next free slot, its age counted in.
+    pub fn next_priority(&self) -> Option<usize> {
+        locked(&self.admission).next_priority(Instant::now())
+    }
+
+    /// The worker has used a free slot for a request that was begun before.
+    pub fn note_resumed(&self) {
+        locked(&self.admission).set_idle(false);
+    }
+
     /// Whether no more requests come.
     pub fn is_closed(&self) -> bool {
         locked(&self.admission).is_closed()
     }
 
     fn pop(&self, admission: &mut Admission) -> Option<QueuedRequest> {
-        admission.note_idle();
-        let mut request = admission.next(Instant::now())?;
+        admission.set_idle(true);
+        let request = admission.next(Instant::now())?;
+        Some(self.begin(request))
+    }
+
+    fn begin(&self, mut request: QueuedRequest) -> QueuedRequest {
         request.running = Some(self.running.begin(&request.inbound.cancel));
-        Some(request)
+        request
     }
 
     /// Sends a client the reason why its request gets no answer.

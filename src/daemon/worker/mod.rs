@@ -7,6 +7,7 @@ mod answer_events;
 mod request_options;
 mod scheduler;
 mod streamed_answer;
+mod suspension;
 mod tool_calls;
 
 use super::DaemonError;

@@ -1,16 +1,19 @@
 //! Which requests are answered together: a request joins as soon as a slot is free, and all of them get their next token
 //! in the same pass (continuous batching, as in Orca, OSDI 2022).
 //!
-//! Whose turn it is among the requests that wait is the queue's decision. Deliberately knows no sampling and no prompt.
+//! A request of high priority takes the slot of one of low priority, which goes on later. Whose turn it is among the
+//! requests that wait is the queue's decision. Deliberately knows no sampling and no prompt.
 
+use super::answer_events::FinishedAnswer;
 use super::streamed_answer::StreamedAnswer;
+use super::suspension::SuspensionRecord;
 use super::{PreparedRequest, RequestTimes, WorkShare, Worker, WorkerEndGuard, log_thread_counts};
 use crate::daemon::admission::{QueuedRequest, expiry};
 use crate::daemon::answer_cache::CacheKey;
 use crate::engine::Engine;
 use crate::engine::error::LoadError;
 use crate::engine::model::ShortlistStats;
-use crate::engine::session::Session;
+use crate::engine::session::{Session, SuspendedAnswer};
 use crate::engine::thread_tuner::ThreadCounts;
 use crate::protocol::Code;
 use crate::telemetry::ComputeSpan;
@@ -19,12 +22,18 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+/// How long requests are prepared in a row while answers are under way, which wait meanwhile; the one that has begun is
+/// prepared to its end.
+const PREPARATION_TIME: Duration = Duration::from_millis(5);
+
 /// The requests that are answered now.
 pub(super) struct Scheduler<'w> {
     worker: &'w Worker,
     engine: &'w Engine,
     session: Session<'w>,
     active: Vec<Option<ActiveRequest<'w>>>, // [slots]
+    /// Requests whose slot was taken by others: as many as there are slots at most.
+    suspended: Vec<SuspendedRequest<'w>>,
     screening: ShortlistStats,
     threads: ThreadCounts,
     /// A problem with the files of the prefix store was logged.
@@ -41,6 +50,14 @@ struct ActiveRequest<'w> {
     work: ComputeSpan<'w>,
     /// Its part of the time since then, which it shared with others.
     own_time: Duration,
+    suspensions: SuspensionRecord,
+}
+
+/// A request that waits to go on.
+struct SuspendedRequest<'w> {
+    request: ActiveRequest<'w>,
+    answer: SuspendedAnswer,
+    since: Instant,
 }
 
 impl<'w> Scheduler<'w> {
@@ -52,6 +69,7 @@ impl<'w> Scheduler<'w> {
             engine,
             active: (0..session.slots()).map(|_| None).collect(),
             session,
+            suspended: Vec::new(),
             screening: ShortlistStats::default(),
             threads: fixed,
             has_store_problem: false,
@@ -79,14 +97,12 @@ impl<'w> Scheduler<'w> {
     /// Lets requests join, takes all answers one step further, and sends those that have ended. Breaks when the queue is
     /// closed and nothing runs.
     fn step(&mut self) -> Result<ControlFlow<()>, LoadError> {
-        while let Some(slot) = self.active.iter().position(Option::is_none) {
-            let is_idle = self.active.iter().all(Option::is_none);
-            match if is_idle { self.next_when_idle() } else { self.worker.queue.try_next() } {
-                Some(queued) => self.join(slot, queued)?,
-                None if is_idle => return Ok(ControlFlow::Break(())),
-                None => break,
-            }
+        self.end_halted()?;
+        let began = Instant::now();
+        if self.fill_slots(began)?.is_break() {
+            return Ok(ControlFlow::Break(()));
         }
+        self.make_way(began)?;
         self.worker.queue.worker.count_step();
         let began = Instant::now();
         let Scheduler { session, active, .. } = self;
@@ -103,7 +119,10 @@ impl<'w> Scheduler<'w> {
             {
                 match request.answer.take(&mut self.session, slot, answer) {
                     Ok(None) => self.active[slot] = Some(request),
-                    Ok(Some(answers)) => self.finish(slot, request, answers)?,
+                    Ok(Some(answers)) => {
+                        self.session.release(slot);
+                        self.finish(request, answers)?;
+                    }
                     Err(error) => {
                         self.session.release(slot);
                         self.worker.refuse_answer(request.answer.queued, error);
@@ -150,29 +169,153 @@ impl<'w> Scheduler<'w> {
         }
     }
 
-    /// Begins to answer a request in a free slot, unless it is refused or answered at once.
-    fn join(&mut self, slot: usize, queued: QueuedRequest) -> Result<(), LoadError> {
-        let Scheduler { worker, engine, session, .. } = self;
-        worker.queue.worker.count_step();
-        if let Some(refusal) = expiry(&queued, Instant::now()) {
-            worker.queue.refuse(queued.inbound, refusal);
-            return Ok(());
-        }
-        engine.model().limit_threads(worker.queue.worker.thread_limit());
-        let Some(prepared) = worker.prepare(engine, queued)? else { return Ok(()) };
-        let PreparedRequest { mut answer, options, intent, key } = prepared;
-        let begun = Instant::now();
-        let work = worker.begin_metering(begun);
-        let is_constrained = options.constraint.is_some();
-        match answer.begin(session, slot, options, intent) {
-            Err(error) => worker.refuse_answer(answer.queued, error.into()),
-            Ok(()) => {
-                let own_time = Duration::ZERO;
-                let request = ActiveRequest { answer, key, is_constrained, begun, work, own_time };
-                self.active[slot] = Some(request);
+    /// Ends the suspended requests that were cancelled or whose time is over, with what they have.
+    fn end_halted(&mut self) -> Result<(), LoadError> {
+        while let Some(at) = self.suspended.iter_mut().position(|waits| waits.request.answer.is_halted()) {
+            let SuspendedRequest { mut request, answer, .. } = self.suspended.remove(at);
+            match request.answer.take_halted(answer.cancel()) {
+                Ok(answers) => self.finish(request, answers)?,
+                Err(error) => self.worker.refuse_answer(request.answer.queued, error),
             }
         }
         Ok(())
+    }
+
+    /// Fills the free slots, with requests that were suspended or with those that wait. Breaks when there are none and the
+    /// queue is closed. `began`: when the step began.
+    fn fill_slots(&mut self, began: Instant) -> Result<ControlFlow<()>, LoadError> {
+        while let Some(slot) = self.active.iter().position(Option::is_none) {
+            let is_answering = self.active.iter().any(Option::is_some);
+            if is_answering && began.elapsed() >= PREPARATION_TIME {
+                break;
+            }
+            let is_idle = !is_answering && self.suspended.is_empty();
+            let queued = match self.next_to_resume() {
+                Some(at) => match self.passes(at) {
+                    Some(queued) => Some(queued),
+                    None => {
+                        self.resume(slot, at);
+                        continue;
+                    }
+                },
+                None if is_idle => self.next_when_idle(),
+                None => self.worker.queue.try_next(),
+            };
+            match queued {
+                Some(queued) => {
+                    if let Some(prepared) = self.prepare(queued)? {
+                        self.begin(slot, prepared);
+                    }
+                }
+                None if is_idle => return Ok(ControlFlow::Break(())),
+                None => break,
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The suspended request that goes on next, where it goes before those that wait.
+    fn next_to_resume(&self) -> Option<usize> {
+        let waited = |waits: &SuspendedRequest<'_>| waits.since.elapsed();
+        let level = |waits: &SuspendedRequest<'_>| waits.request.suspensions.level(waited(waits));
+        let (at, first) = self.suspended.iter().enumerate().max_by(|(_, a), (_, b)| {
+            let received = |waits: &SuspendedRequest<'_>| waits.request.answer.queued.inbound.received;
+            level(a).cmp(&level(b)).then(received(b).cmp(&received(a)))
+        })?;
+        let next = self.worker.queue.next_priority();
+        first.request.suspensions.goes_before(waited(first), next).then_some(at)
+    }
+
+    /// A waiting request for which a suspended one would be suspended again at once.
+    fn passes(&self, at: usize) -> Option<QueuedRequest> {
+        let SuspendedRequest { request, since, .. } = &self.suspended[at];
+        let mut suspensions = request.suspensions;
+        suspensions.add(since.elapsed());
+        suspensions.may_be_suspended().then(|| self.worker.queue.try_next_ahead()).flatten()
+    }
+
+    /// Lets waiting requests of high priority take the slots of running ones of low priority.
+    fn make_way(&mut self, began: Instant) -> Result<(), LoadError> {
+        while began.elapsed() < PREPARATION_TIME
+            && let Some(slot) = self.slot_to_take()
+            && let Some(queued) = self.worker.queue.try_next_ahead()
+        {
+            if let Some(prepared) = self.prepare(queued)? {
+                self.suspend(slot);
+                self.begin(slot, prepared);
+            }
+        }
+        Ok(())
+    }
+
+    /// The slot of the request that is suspended next, the one that was begun last, where all slots are taken. The memory
+    /// plan has place for one grammar without a slot.
+    fn slot_to_take(&self) -> Option<usize> {
+        if self.suspended.len() >= self.active.len() || self.active.iter().any(Option::is_none) {
+            return None;
+        }
+        let has_grammar = self.suspended.iter().any(|waits| waits.request.is_constrained);
+        let may_go = |request: &ActiveRequest<'_>| {
+            request.suspensions.may_be_suspended() && !(has_grammar && request.is_constrained)
+        };
+        let running =
+            self.active.iter().enumerate().filter_map(|(slot, request)| Some((slot, request.as_ref()?)));
+        running
+            .filter(|(_, request)| may_go(request))
+            .max_by_key(|(_, request)| request.begun)
+            .map(|(slot, _)| slot)
+    }
+
+    fn suspend(&mut self, slot: usize) {
+        if let Some(answer) = self.session.suspend(slot)
+            && let Some(request) = self.active[slot].take()
+        {
+            let id = request.answer.queued.inbound.id.as_str();
+            debug!(REQUEST_ID = id; "suspended for a request of high priority");
+            self.worker.telemetry.decoding.record_suspension();
+            self.suspended.push(SuspendedRequest { request, answer, since: Instant::now() });
+        }
+    }
+
+    fn resume(&mut self, slot: usize, at: usize) {
+        let SuspendedRequest { mut request, answer, since } = self.suspended.remove(at);
+        request.suspensions.add(since.elapsed());
+        self.session.resume(slot, answer);
+        self.active[slot] = Some(request);
+        self.worker.queue.note_resumed();
+    }
+
+    /// Prepares a request; `None` where it is refused or answered at once.
+    fn prepare(&mut self, queued: QueuedRequest) -> Result<Option<PreparedRequest<'w>>, LoadError> {
+        let Scheduler { worker, engine, .. } = self;
+        worker.queue.worker.count_step();
+        if let Some(refusal) = expiry(&queued, Instant::now()) {
+            worker.queue.refuse(queued.inbound, refusal);
+            return Ok(None);
+        }
+        engine.model().limit_threads(worker.queue.worker.thread_limit());
+        worker.prepare(engine, queued)
+    }
+
+    /// Begins to answer a request in a free slot, unless the engine refuses it.
+    fn begin(&mut self, slot: usize, prepared: PreparedRequest<'w>) {
+        let PreparedRequest { mut answer, options, intent, key } = prepared;
+        let begun = Instant::now();
+        let work = self.worker.begin_metering(begun);
+        let is_constrained = options.constraint.is_some();
+        match answer.begin(&mut self.session, slot, options, intent) {
+            Err(error) => self.worker.refuse_answer(answer.queued, error.into()),
+            Ok(()) => {
+                let inbound = &answer.queued.inbound;
+                let waited = begun.saturating_duration_since(inbound.received);
+                self.worker.telemetry.waiting.begun(&inbound.client, waited);
+                let (own_time, priority) = (Duration::ZERO, inbound.request.priority);
+                let suspensions = SuspensionRecord::new(priority);
+                let request =
+                    ActiveRequest { answer, key, is_constrained, begun, work, own_time, suspensions };
+                self.active[slot] = Some(request);
+            }
+        }
     }
 
     /// Divides the time of a step equally among the requests that took part.
@@ -183,15 +326,9 @@ impl<'w> Scheduler<'w> {
     }
 
     /// Sends the answers of a request.
-    fn finish(
-        &mut self,
-        slot: usize,
-        request: ActiveRequest<'w>,
-        answers: Vec<super::FinishedAnswer>,
-    ) -> Result<(), LoadError> {
+    fn finish(&mut self, request: ActiveRequest<'w>, answers: Vec<FinishedAnswer>) -> Result<(), LoadError> {
         let Scheduler { worker, engine, session, .. } = self;
-        session.release(slot);
-        let ActiveRequest { answer, key, is_constrained, begun, work, own_time } = request;
+        let ActiveRequest { answer, key, is_constrained, begun, work, own_time, .. } = request;
         let StreamedAnswer { queued, prompt, first, .. } = answer;
         // An answer that was computed from a changed file is not sent.
         if let Err(error) = engine.check_files() {
@@ -213,12 +350,13 @@ impl<'w> Scheduler<'w> {
 
     /// Refuses what runs because the model can no longer be used.
     fn refuse_all(&mut self, error: &LoadError) {
-        for request in self.active.iter_mut().filter_map(Option::take) {
+        let suspended = self.suspended.drain(..).map(|waits| waits.request);
+        for request in self.active.iter_mut().filter_map(Option::take).chain(suspended) {
             self.worker.refuse_for_lost_model(request.answer.queued.inbound, error.clone());
         }
     }
 
-    /// Goes on after a panic, which is a bug: what ran has failed.
+    /// Goes on after a panic, which is a bug: what ran has failed. Suspended requests had no part in it.
     fn recover(&mut self) {
         for request in self.active.iter_mut().filter_map(Option::take) {
             self.worker.telemetry.failed(Code::Internal, request.answer.queued.inbound.received.elapsed());

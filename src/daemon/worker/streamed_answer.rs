@@ -128,18 +128,43 @@ impl<'w> StreamedAnswer<'w> {
                 finished?
             }
         };
-        self.answers.push(finished);
-        let choices = self.choices() as usize;
-        if let Some(halt) = self.halt {
-            self.answers.resize_with(choices, || FinishedAnswer::not_begun(halt));
-        }
-        if self.answers.len() == choices {
-            return Ok(Some(std::mem::take(&mut self.answers)));
+        if let Some(answers) = self.complete(finished) {
+            return Ok(Some(answers));
         }
         self.options.sampling.seed = self.options.sampling.seed.wrapping_add(1);
         self.prepare();
         session.begin_again(slot, &self.options)?;
         Ok(None)
+    }
+
+    /// Takes over the answer of a suspended request that [is halted](Self::is_halted).
+    pub fn take_halted(&mut self, answer: Answer) -> Result<Vec<FinishedAnswer>, AnswerError> {
+        let finished = match self.intent.take() {
+            None => self.finished(answer),
+            Some(intent) => self.finished_intent(answer, &intent)?,
+        };
+        Ok(self.complete(finished).unwrap_or_default())
+    }
+
+    /// Adds an answer; all of them, once there are as many as were asked for or the request was halted.
+    fn complete(&mut self, finished: FinishedAnswer) -> Option<Vec<FinishedAnswer>> {
+        self.answers.push(finished);
+        let choices = self.choices() as usize;
+        if let Some(halt) = self.halt {
+            self.answers.resize_with(choices, || FinishedAnswer::not_begun(halt));
+        }
+        (self.answers.len() == choices).then(|| std::mem::take(&mut self.answers))
+    }
+
+    /// Whether the request was cancelled or its time is over.
+    pub fn is_halted(&mut self) -> bool {
+        self.halt = if self.queued.inbound.cancel.is_raised() || self.queue.worker.is_cut_off() {
+            Some(FinishReason::Cancelled)
+        } else {
+            let is_late = self.queued.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            is_late.then_some(FinishReason::Timeout)
+        };
+        self.halt.is_some()
     }
 
     /// The same sentence as so many answers, which no model has to write.
@@ -239,13 +264,9 @@ impl<'w> StreamedAnswer<'w> {
                 self.stream_text(text);
             }
         }
-        self.halt = if self.queued.inbound.cancel.is_raised() || self.queue.worker.is_cut_off() {
-            Some(FinishReason::Cancelled)
-        } else if self.queued.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            Some(FinishReason::Timeout)
-        } else {
-            return ControlFlow::Continue(());
-        };
-        ControlFlow::Break(())
+        match self.is_halted() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     }
 }

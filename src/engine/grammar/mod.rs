@@ -111,8 +111,7 @@ impl fmt::Display for GrammarError {
 
 impl std::error::Error for GrammarError {}
 
-/// Limits of what a client may ask for: compiling takes some 10 ms at most, and the automata that a constraint builds
-/// while it runs take [`CONSTRAINT_BYTES`] at most.
+/// Limits of what a client may ask for: compiling takes some 10 ms, the hardest sources up to 100 ms, and the automata that a constraint builds while it runs take [`CONSTRAINT_BYTES`] at most.
 const CLIENT_LIMITS: ParserLimits = ParserLimits {
     max_items_in_row: 2_000,
     initial_lexer_fuel: 400_000,

@@ -35,6 +35,10 @@ pub use weights::{EMBEDDING, HEAD, check_tensors, has_duplicate_head};
 /// kernel, which only x86-64 has, transposes weights once for all tokens, and is some 8 % faster with 128.
 pub const BATCH: usize = if cfg!(target_arch = "x86_64") { 128 } else { 64 };
 
+/// What an answer without a sequence retains for each token of the vocabulary, in bytes: a candidate of 8, a count and a raw
+/// logit of 4 each, and two marks.
+const RETAINED_BYTES_PER_TOKEN: usize = 18;
+
 /// Positions that an f32 can tell apart: beyond, the rotation of two neighbours would be the same.
 const MAX_CONTEXT: usize = 1 << 24;
 /// Columns of a matrix whose sums of codes (at most 2) times int8 fit 32 bits.
@@ -213,9 +217,10 @@ impl Shape {
         batch * row
     }
 
-    /// Bytes that each sequence takes besides its keys and values: its logits, and the vector that they are computed of.
+    /// Bytes that each sequence takes besides its keys and values: its logits, the vector that they are computed of, and
+    /// what an answer retains that has given up its sequence for another: what its sampler knows of each token.
     pub fn sequence_bytes(&self) -> usize {
-        4 * (self.vocab + self.dim)
+        4 * (self.vocab + self.dim) + RETAINED_BYTES_PER_TOKEN * self.vocab
     }
 
     /// Multiply-accumulate operations that a prompt of `tokens` takes in the matrices of the layers. In the last

@@ -10,6 +10,7 @@ mod disk;
 mod run;
 mod scoring;
 mod slots;
+mod suspension;
 
 use crate::engine::error::PromptError;
 use crate::engine::grammar::Constraint;
@@ -23,6 +24,7 @@ use disk::DiskPrefixes;
 use slots::AnswerSlot;
 use std::ops::ControlFlow;
 use std::time::Duration;
+pub use suspension::SuspendedAnswer;
 
 /// A model's state, and the means to fill it.
 #[derive(Debug)]

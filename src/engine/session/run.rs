@@ -99,6 +99,15 @@ impl GenerationRun {
         self.prefilled.get_or_insert_with(Instant::now);
     }
 
+    /// It goes on after an interruption, which its times leave out, as answer `number` of the session.
+    pub fn resume(&mut self, number: u64, interruption: Duration) {
+        self.number = number;
+        self.started += interruption;
+        for time in [&mut self.prefilled, &mut self.first].into_iter().flatten() {
+            *time += interruption;
+        }
+    }
+
     /// Adds the time of a pass that this answer took part in.
     pub fn add_timings(&mut self, parts: PassTimings) {
         self.parts += parts;

@@ -64,6 +64,7 @@ impl Session<'_> {
             return Vec::new(); // it was not read whole
         };
         self.rewind(slot);
+        self.read_prompt_again(slot);
         let free = self.state.context() - self.state.len_of(slot);
         let inputs: Vec<u32> =
             std::iter::once(last).chain(answer.iter().copied()).take(answer.len().min(free)).collect();
@@ -77,6 +78,14 @@ impl Session<'_> {
         }
         self.rewind(slot);
         log_probabilities
+    }
+
+    /// Reads all of a slot's prompt but its last token, where it is not in the KV cache any more.
+    fn read_prompt_again(&mut self, slot: usize) {
+        while self.find_prefix(slot) {}
+        let prompt = self.slots[slot].prompt();
+        let missing = prompt[self.state.len_of(slot)..prompt.len() - 1].to_vec();
+        missing.chunks(self.state.batch()).for_each(|batch| self.forward(slot, batch));
     }
 
     /// One pass over tokens of a slot, all of whose logits may be asked for.

@@ -16,9 +16,12 @@ const PROMPT_TOKENS_BESIDE_ANSWERS: usize = 8;
 #[derive(Debug)]
 pub(super) struct AnswerSlot {
     /// The prompt and the tokens generated so far; those that are in the KV cache come first.
-    tokens: Vec<u32>, // [context] at most
-    prompt_len: usize,
-    run: Option<GenerationRun>,
+    pub tokens: Vec<u32>, // [context] at most
+    pub prompt_len: usize,
+    /// How many of them were computed before the answer was suspended, and are read again as a prompt is; 0 where it
+    /// never was.
+    pub restored: usize,
+    pub run: Option<GenerationRun>,
     ended: Option<Result<Answer, PromptError>>,
     /// The row of the last pass from which the next token is chosen.
     row: Option<usize>,
@@ -27,6 +30,8 @@ pub(super) struct AnswerSlot {
     pub parent: Parent,
     /// The hash of what the next of them comes behind; `None` where nothing is kept on disk.
     hash: Option<BlockHash>,
+    /// Whose texts it shares beginnings with.
+    pub scope: u128,
 }
 
 impl AnswerSlot {
@@ -34,12 +39,14 @@ impl AnswerSlot {
         AnswerSlot {
             tokens: Vec::with_capacity(context),
             prompt_len: 0,
+            restored: 0,
             run: None,
             ended: None,
             row: None,
             findable: 0,
             parent: Parent::Scope(0),
             hash: None,
+            scope: 0,
         }
     }
 
@@ -62,13 +69,21 @@ impl AnswerSlot {
 
     /// The next block of the prompt was found.
     pub fn note_found(&mut self, parent: Parent) {
+        let (begin, end) = (self.findable * KV_BLOCK, (self.findable + 1) * KV_BLOCK);
+        // Of the prompt, and computed for another.
+        let found = end.min(self.prompt_len).saturating_sub(begin.max(self.restored));
+        self.run.iter_mut().for_each(|run| run.cached += found);
         self.note_findable(parent);
-        self.run.iter_mut().for_each(|run| run.cached += KV_BLOCK);
     }
 
     /// The prompt that was read last.
     pub fn prompt(&self) -> &[u32] {
         &self.tokens[..self.prompt_len]
+    }
+
+    /// Whether tokens of its prompt, or of an answer that was suspended, are to be read first; `len`: those in the KV cache.
+    fn is_reading(&self, len: usize) -> bool {
+        self.run.as_ref().is_some_and(|run| !run.is_prefilled() || len < self.restored)
     }
 
     fn end(&mut self, ended: Ended, mut step: impl FnMut(Step<'_>) -> ControlFlow<()>) {
@@ -99,12 +114,20 @@ impl Session<'_> {
     ) -> Result<(), PromptError> {
         self.check_options(prompt, options)?;
         self.release(slot);
-        let AnswerSlot { tokens, prompt_len, parent, hash, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, scope, .. } = &mut self.slots[slot];
         tokens.extend_from_slice(prompt);
-        (*prompt_len, *parent) = (prompt.len(), Parent::Scope(options.prefix_scope));
-        *hash = self.disk.as_ref().map(|disk| disk.root(options.prefix_scope));
+        (*prompt_len, *scope) = (prompt.len(), options.prefix_scope);
+        self.begin_text(slot);
         self.begin_run(slot, options);
         Ok(())
+    }
+
+    /// A slot has no blocks, and those of its text may be looked for from the beginning.
+    pub(super) fn begin_text(&mut self, slot: usize) {
+        let Session { slots, disk, .. } = self;
+        let AnswerSlot { findable, parent, hash, scope, .. } = &mut slots[slot];
+        (*findable, *parent) = (0, Parent::Scope(*scope));
+        *hash = disk.as_ref().map(|disk| disk.root(*scope));
     }
 
     /// Begins to answer the prompt of a slot once more, for which only its last token is read again.
@@ -121,10 +144,20 @@ impl Session<'_> {
     }
 
     /// Removes the answer of a slot and the last token of its prompt from the KV cache.
+    ///
+    /// Where the answer was suspended, others may find the block in which it begins, so that nothing may be written to it
+    /// any more. Then the slot has no blocks afterwards, and the prompt is looked for or read again.
     pub(super) fn rewind(&mut self, slot: usize) {
-        let AnswerSlot { tokens, prompt_len, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, restored, findable, .. } = &mut self.slots[slot];
         tokens.truncate(*prompt_len);
-        self.state.truncate_to(slot, prompt_len.saturating_sub(1));
+        *restored = 0;
+        let len = prompt_len.saturating_sub(1);
+        if *findable * KV_BLOCK > len {
+            self.begin_text(slot);
+            self.blocks.release(self.state.blocks_of(slot));
+            self.state.clear(slot);
+        }
+        self.state.truncate_to(slot, len);
     }
 
     fn check_options(&self, prompt: &[u32], options: &GenerateOptions) -> Result<(), PromptError> {
@@ -159,9 +192,11 @@ impl Session<'_> {
         self.make_findable(slot, known / KV_BLOCK);
         self.blocks.release(self.state.blocks_of(slot));
         self.state.clear(slot);
-        let AnswerSlot { tokens, prompt_len, run, ended, row, findable, .. } = &mut self.slots[slot];
+        let AnswerSlot { tokens, prompt_len, restored, run, ended, row, findable, .. } =
+            &mut self.slots[slot];
         tokens.clear();
-        (*prompt_len, *findable, *run, *ended, *row) = (0, 0, None, None, None);
+        (*prompt_len, *restored, *findable) = (0, 0, 0);
+        (*run, *ended, *row) = (None, None, None);
     }
 
     /// Empties all slots and forgets all texts: whatever happened before no longer matters.
@@ -237,7 +272,7 @@ impl Session<'_> {
         let (mut shares, mut loading) = ([0; MAX_SEQUENCES], None);
         let mut left = self.state.batch();
         for (index, slot) in self.slots.iter().enumerate() {
-            if slot.run.as_ref().is_some_and(GenerationRun::is_prefilled) {
+            if slot.run.is_some() && !slot.is_reading(self.state.len_of(index)) {
                 shares[index] = (slot.tokens.len() - self.state.len_of(index)).min(left);
                 left -= shares[index];
             }
@@ -261,20 +296,22 @@ impl Session<'_> {
     fn oldest_prompt(&self, shares: &[usize; MAX_SEQUENCES]) -> Option<usize> {
         let runs =
             self.slots.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.run.as_ref()?)));
-        let prompts = runs.filter(|(index, run)| !run.is_prefilled() && shares[*index] == 0);
+        let is_reading = |index: usize| self.slots[index].is_reading(self.state.len_of(index));
+        let prompts = runs.filter(|(index, _)| is_reading(*index) && shares[*index] == 0);
         prompts.min_by_key(|(_, run)| run.number).map(|(index, _)| index)
     }
 
     /// Appends the blocks that hold the next tokens of a prompt already. Its last token is always read, since the logits
     /// behind it are needed. Whether the last of them was read from disk, so that the next may be there too: one in a pass,
     /// so that other answers wait for one at most.
-    fn find_prefix(&mut self, index: usize) -> bool {
+    pub(super) fn find_prefix(&mut self, index: usize) -> bool {
         let Session { state, blocks, slots, finds_prefixes, .. } = self;
         let slot = &mut slots[index];
+        let last = slot.prompt_len.max(slot.restored + 1);
         while *finds_prefixes
             && state.len_of(index) == slot.findable * KV_BLOCK
             && state.blocks_of(index).len() == slot.findable
-            && (slot.findable + 1) * KV_BLOCK < slot.prompt_len
+            && (slot.findable + 1) * KV_BLOCK < last
         {
             let Some((block, parent)) = blocks.find(slot.parent, slot.next_block()) else {
                 return self.load_next_block(index);

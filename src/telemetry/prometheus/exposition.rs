@@ -43,6 +43,16 @@ impl Exposition {
         MetricFamily { text: self, name, kind, help, has_begun: false }
     }
 
+    /// Adds the families of another text.
+    pub fn append(&mut self, other: Exposition) {
+        self.0.push_str(&other.0);
+    }
+
+    /// Bytes of the text as a JSON string.
+    pub fn json_len(&self) -> usize {
+        self.0.len() + self.0.bytes().filter(|byte| matches!(byte, b'"' | b'\\' | b'\n')).count() + 2
+    }
+
     /// The whole text.
     pub fn finish(self) -> String {
         self.0

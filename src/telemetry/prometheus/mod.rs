@@ -10,17 +10,21 @@ mod tests;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
-    CacheCounts, Cpu, Decoding, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure, Reading, Report,
-    Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput,
+    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure,
+    Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput, json,
 };
-use exposition::{Exposition, Label};
+use exposition::{Exposition, Label, MetricFamily};
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 /// The media type of the text, for a `Content-Type` header.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The longest model name in a label, in bytes: it is repeated in most lines of the histograms.
+/// The longest name in a label, in bytes: the model's is repeated in most lines of the histograms.
 const LONGEST_NAME: usize = 32;
+
+/// Bytes that are left free of those that the text may have as JSON, for the event around it too.
+const SPARE_BYTES: usize = 1100;
 
 /// Renders all metrics at `now`. The text is below 64 KiB, also as a JSON string, whatever failed and whatever the
 /// model's name is.
@@ -36,13 +40,14 @@ pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     text.gauge("bitnetd_uptime_seconds", "Since the daemon started.").count(report.uptime_s);
     latencies(&mut text, &telemetry.distributions(), model.as_deref());
     report_metrics(&mut text, &report);
+    waiting(&mut text, &report.waiting);
     text.finish()
 }
 
-/// A model's name without characters that need escaping, since its file may contain any name.
-fn name(model: &str) -> String {
+/// A name without characters that need escaping, since a model's file or a client may name itself anything.
+fn name(name: &str) -> String {
     let plain = |c: char| if c.is_control() || matches!(c, '"' | '\\') { '?' } else { c };
-    model[..model.floor_char_boundary(LONGEST_NAME)].chars().map(plain).collect()
+    name[..name.floor_char_boundary(LONGEST_NAME)].chars().map(plain).collect()
 }
 
 fn report_metrics(text: &mut Exposition, report: &Report) {
@@ -60,8 +65,7 @@ fn report_metrics(text: &mut Exposition, report: &Report) {
         mqtt(text, link);
     }
     alerts(text, &report.alerts);
-    text.counter("bitnetd_log_lines_dropped_total", "Log lines dropped: not taken, or too fast.")
-        .count(report.log.dropped);
+    text.counter("bitnetd_log_lines_dropped_total", "Log lines dropped.").count(report.log.dropped);
 }
 
 fn latencies(text: &mut Exposition, all: &[Distribution], model: Option<&str>) {
@@ -108,10 +112,8 @@ fn requests(text: &mut Exposition, requests: &Requests, cache: &CacheCounts) {
         *requests;
     text.counter("bitnetd_requests_received_total", "Requests received, over all transports.")
         .count(received);
-    text.counter("bitnetd_requests_completed_total", "Answered, to the end or as far as they came.")
-        .count(completed);
-    text.counter("bitnetd_requests_refused_total", "Given an error, also what was no request.")
-        .count(refused);
+    text.counter("bitnetd_requests_completed_total", "Answered, whole or in part.").count(completed);
+    text.counter("bitnetd_requests_refused_total", "Given an error.").count(refused);
     text.counter("bitnetd_requests_budget_exceeded_total", "Of the refused, for want of memory.")
         .count(budget_exceeded);
     text.counter("bitnetd_requests_cancelled_total", "Of both, cancelled.").count(cancelled);
@@ -134,10 +136,44 @@ fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
 }
 
 fn decoding(text: &mut Exposition, counts: &Decoding) {
-    let Decoding { steps, step_requests, prefix_tokens, .. } = *counts;
+    let Decoding { steps, step_requests, prefix_tokens, suspensions, .. } = *counts;
     text.counter("bitnetd_decoding_steps_total", "Passes over the weights.").count(steps);
     text.counter("bitnetd_decoding_step_requests_total", "Requests in them.").count(step_requests);
-    text.counter("bitnetd_prefix_tokens_total", "Tokens of prompts found in the cache.").count(prefix_tokens);
+    text.counter("bitnetd_prefix_tokens_total", "Prompt tokens found.").count(prefix_tokens);
+    text.counter("bitnetd_suspensions_total", "Slots given up.").count(suspensions);
+}
+
+/// The waiting of as many of the clients as the text has space for.
+fn waiting(text: &mut Exposition, clients: &[ClientWaiting]) {
+    // Alerts and counts of many digits need some more.
+    let space = (json::MAX_REQUEST - SPARE_BYTES).saturating_sub(text.json_len());
+    let with = |named: usize| {
+        let mut part = Exposition::default();
+        waiting_of(&mut part, &clients[..named.min(clients.len())], &clients[named.min(clients.len())..]);
+        part
+    };
+    let parts = [16, 8, 4, 2, 1, 0].into_iter().map(with);
+    if let Some(part) = parts.into_iter().find(|part| part.json_len() < space) {
+        text.append(part);
+    }
+}
+
+/// A sample of each kind for each client that is named, those whose names begin alike as one, and for all `others` as
+/// `client=""`.
+fn waiting_of(text: &mut Exposition, named: &[ClientWaiting], others: &[ClientWaiting]) {
+    let mut rows: BTreeMap<String, [f64; 3]> = BTreeMap::new();
+    let names = named.iter().map(|row| name(row.client.as_deref().unwrap_or_default()));
+    for (name, row) in names.chain(others.iter().map(|_| String::new())).zip(named.iter().chain(others)) {
+        let sums = rows.entry(name).or_default();
+        let counts = [row.begun as f64, row.waited_ms as f64 / 1000.0, row.waiting as f64];
+        sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
+    let samples = |family: MetricFamily<'_>, at: usize| {
+        rows.iter().fold(family, |family, (name, sums)| family.sample(&[("client", name)], Some(sums[at])));
+    };
+    samples(text.counter("bitnetd_client_begun_total", "Requests begun, by client."), 0);
+    samples(text.counter("bitnetd_client_waited_seconds_total", "How long they waited."), 1);
+    samples(text.gauge("bitnetd_client_waiting", "Waiting now, by client."), 2);
 }
 
 fn http(text: &mut Exposition, calls: &HttpCalls) {

@@ -191,6 +191,14 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.structured_output.answered(7);
     telemetry.decoding.record_step(3);
     telemetry.decoding.found_prefix(128);
+    telemetry.decoding.record_suspension();
+    // More clients than are named, each of whose names has the longest form.
+    for client in 0..20 {
+        telemetry
+            .waiting
+            .begun(&format!("mqtt:{client:02} {}", "\"x".repeat(29)), Duration::from_millis(1500));
+    }
+    telemetry.waiting.set_waiting(&std::collections::HashMap::from([("late", 3)]));
     telemetry.structured_output.refused();
     telemetry.structured_output.nothing_fits(2);
     telemetry.http.called(super::super::HttpApi::OpenAi);
@@ -328,6 +336,36 @@ fn what_is_not_known_is_left_out_and_never_zero() {
         assert!(!families.contains_key(unknown), "{unknown}");
     }
     assert_eq!(value(&families, "bitnetd_requests_received_total", ""), 0.0);
+}
+
+#[test]
+fn clients_that_wait_have_samples_each_and_the_rest_one_together() {
+    let telemetry = Telemetry::new(0);
+    telemetry.waiting.begun("uid=1000", Duration::from_millis(2500));
+    telemetry.waiting.begun("uid=1000", Duration::from_millis(500));
+    // Names that are alike as far as a label has them.
+    ["1", "2"].into_iter().for_each(|end| {
+        telemetry.waiting.begun(&format!("mqtt:{}{end}", "x".repeat(40)), Duration::from_secs(1))
+    });
+    telemetry.waiting.set_waiting(&std::collections::HashMap::from([("uid=1000", 4)]));
+    let shown = |telemetry: &Telemetry| render(telemetry, SystemTime::UNIX_EPOCH);
+    let text = shown(&telemetry);
+    for line in [
+        "bitnetd_client_begun_total{client=\"uid=1000\"} 2",
+        "bitnetd_client_waited_seconds_total{client=\"uid=1000\"} 3",
+        "bitnetd_client_waiting{client=\"uid=1000\"} 4",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "{line}: {text}");
+    }
+    let alike = format!("bitnetd_client_begun_total{{client=\"mqtt:{}\"}} 2", "x".repeat(27));
+    assert!(text.lines().any(|line| line == alike), "{text}");
+    for client in 0..30 {
+        telemetry.waiting.begun(&format!("client {client}"), Duration::ZERO);
+    }
+    let text = shown(&telemetry);
+    let of = |name: &str| text.lines().filter(|line| line.starts_with(name)).count();
+    assert_eq!((of("bitnetd_client_begun_total{"), of("bitnetd_client_waiting{")), (17, 17), "{text}");
+    assert!(text.contains("bitnetd_client_begun_total{client=\"\"} 17\n"), "{text}");
 }
 
 #[test]

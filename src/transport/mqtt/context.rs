@@ -27,6 +27,8 @@ pub struct MqttContext {
     pub info: Vec<u8>,
     /// Requests that are submitted to the daemon at a time; other prompts wait in the backlog.
     pub max_active: u16,
+    /// How many requests the daemon answers at the same time.
+    pub parallel: usize,
     /// Size in bytes of the durable inbox: prompts that may be acknowledged before they are answered, in
     /// `state_dir`.
     pub inbox_bytes: usize,

@@ -58,6 +58,7 @@ impl Harness {
             state_dir: None,
             info: br#"{"version":"test"}"#.to_vec(),
             max_active: 4,
+            parallel: 1,
             inbox_bytes: 1 << 20,
             requests: sender,
             commands: asked,

@@ -50,6 +50,7 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
             state_dir: None,
             info: b"{}".to_vec(),
             max_active: WINDOW,
+            parallel: 1,
             inbox_bytes: 0,
             requests,
             commands,

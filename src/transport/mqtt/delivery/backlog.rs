@@ -109,6 +109,15 @@ impl Backlog {
         self.queue.pop_allowed(now, allowed).map(|(_, number)| number)
     }
 
+    /// The prompt that was sent with a high priority and is the next of its client, which is one of those `allowed`. It stays
+    /// here too.
+    pub fn next_high(&mut self, now: Instant, allowed: impl Fn(&str) -> bool) -> Option<PromptId> {
+        let Backlog { queue, prompts, .. } = self;
+        let is_high =
+            |number: &PromptId| prompts.get(number).is_some_and(|prompt| prompt.priority == Priority::High);
+        queue.pop_ahead(now, |client, number| allowed(client) && is_high(number))
+    }
+
     /// Makes a prompt wait until the earlier `leader` is settled, whose answer is its own as well.
     pub fn follow(&mut self, leader: PromptId, number: PromptId) {
         self.followers.entry(leader).or_default().push(number);
@@ -242,6 +251,16 @@ mod tests {
         assert_eq!(next(&mut backlog), Some(2));
         backlog.follow(1, 2);
         assert_eq!(backlog.take_waiting(&"x".into()), [2], "a cancellation reaches it too");
+    }
+
+    #[test]
+    fn a_high_priority_goes_beside_what_its_client_has_with_the_worker() {
+        let (mut backlog, now) = (Backlog::new(1 << 20), Instant::now());
+        backlog.push(1, prompt("x", "a", "hello", true));
+        assert_eq!(backlog.next_high(now, |_| true), None);
+        backlog.push(2, BacklogPrompt { priority: Priority::High, ..prompt("y", "a", "hello", true) });
+        assert_eq!(backlog.next_high(now, |_| false), None);
+        assert_eq!((backlog.next_high(now, |_| true), backlog.next(now, |_| true)), (Some(2), Some(1)));
     }
 
     #[test]

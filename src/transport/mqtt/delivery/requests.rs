@@ -27,9 +27,8 @@ const EXPIRY_GRACE: Duration = Duration::from_secs(5);
 /// Maximum length of the Correlation Data in bytes: it is kept with the prompt and repeated in every event.
 const MAX_CORRELATION_BYTES: usize = 1024;
 
-/// Maximum number of requests of one client in the worker's queue: one that is answered and the next one. So that
-/// queue is fair between clients too, whoever sent more prompts.
-const MAX_PER_CLIENT: usize = 2;
+/// The least maximum of one client's requests with the worker: one that is answered and the next one.
+const LEAST_PER_CLIENT: usize = 2;
 
 /// Where the events of a prompt are published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,15 +157,22 @@ pub struct ActiveRequests {
     requests: mpsc::Sender<Inbound>,
     /// Maximum number of requests that may be submitted at a time: the worker's queue has as many slots.
     window: usize,
+    /// Maximum number of them of one client: as many as are answered at the same time, so that a client that is alone can
+    /// have all slots, but no more than half of the window, so that the worker's queue is fair between clients too,
+    /// whoever sent more prompts.
+    of_one_client: usize,
     active: BTreeMap<PromptId, ActiveRequest>,
     /// The number of them of each client, by turn key.
     per_client: HashMap<String, usize>,
 }
 
 impl ActiveRequests {
-    pub fn new(requests: mpsc::Sender<Inbound>, window: u16) -> Self {
+    /// `window`: maximum number of requests at a time; `parallel`: how many the worker answers at the same time.
+    pub fn new(requests: mpsc::Sender<Inbound>, window: u16, parallel: usize) -> Self {
         let window = usize::from(window.max(1));
-        ActiveRequests { requests, window, active: BTreeMap::new(), per_client: HashMap::new() }
+        let of_one_client = parallel.min(window / 2).max(LEAST_PER_CLIENT);
+        let (active, per_client) = (BTreeMap::new(), HashMap::new());
+        ActiveRequests { requests, window, of_one_client, active, per_client }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -185,7 +191,16 @@ impl ActiveRequests {
 
     /// Whether one more request of the client with this turn key may be submitted now.
     pub fn client_has_free_slot(&self, client: &str) -> bool {
-        self.per_client.get(client).is_none_or(|count| *count < MAX_PER_CLIENT)
+        self.count_of(client) < self.of_one_client
+    }
+
+    /// Whether a prompt of high priority of this client may be submitted now: one more than of others.
+    pub fn client_has_slot_for_high(&self, client: &str) -> bool {
+        self.count_of(client) <= self.of_one_client
+    }
+
+    fn count_of(&self, client: &str) -> usize {
+        self.per_client.get(client).copied().unwrap_or_default()
     }
 
     /// Submits a request that was `received` then; the log shows its client as `label`.
@@ -349,7 +364,7 @@ mod tests {
     #[test]
     fn the_message_expiry_is_a_deadline_of_the_request() {
         let (sender, mut requests) = mpsc::channel(2);
-        let mut prompts = ActiveRequests::new(sender, 9);
+        let mut prompts = ActiveRequests::new(sender, 9, 1);
         let asked = IncomingMessage { expiry: Some(Duration::from_secs(2)), ..message() };
         for timeout in [None, Some(Duration::from_secs(1))] {
             let route = way(&asked, Instant::now()).0;
@@ -363,7 +378,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_whose_receiver_is_gone_ends_with_an_error() {
         let (sender, requests) = mpsc::channel(1);
-        let mut prompts = ActiveRequests::new(sender, 9);
+        let mut prompts = ActiveRequests::new(sender, 9, 1);
         start(&mut prompts, 1, "-");
         assert!(!prompts.has_free_slot(), "the worker has not come for the first");
         drop(requests);
@@ -376,7 +391,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_has_two_prompts_with_the_worker_and_the_others_have_free_slots() {
         let (sender, mut requests) = mpsc::channel(9);
-        let mut prompts = ActiveRequests::new(sender, 3);
+        let mut prompts = ActiveRequests::new(sender, 3, 1);
         start(&mut prompts, 1, "a");
         assert!(has_free_slot(&prompts, "a"));
         start(&mut prompts, 2, "a");
@@ -389,9 +404,30 @@ mod tests {
     }
 
     #[test]
+    fn a_client_may_fill_all_slots_of_the_worker_but_no_more_than_half_of_the_window() {
+        for (window, parallel, most) in
+            [(16, 1, 2), (16, 2, 2), (16, 4, 4), (16, 16, 8), (64, 16, 16), (1, 4, 2)]
+        {
+            let (sender, _requests) = mpsc::channel(64);
+            let mut prompts = ActiveRequests::new(sender, window, parallel);
+            for count in 0..most {
+                assert!(has_free_slot(&prompts, "a"), "{window} {parallel}: {count}");
+                start(&mut prompts, count, "a");
+            }
+            assert!(!has_free_slot(&prompts, "a") && has_free_slot(&prompts, "b"), "{window} {parallel}");
+            // One more of high priority.
+            let slot_for_high =
+                |prompts: &ActiveRequests| prompts.client_has_slot_for_high(&of_cellar("a").turn_key());
+            assert!(slot_for_high(&prompts));
+            start(&mut prompts, most, "a");
+            assert!(!slot_for_high(&prompts), "{window} {parallel}");
+        }
+    }
+
+    #[test]
     fn a_cancellation_reaches_every_prompt_of_its_id_and_no_other() {
         let (sender, mut requests) = mpsc::channel(3);
-        let mut prompts = ActiveRequests::new(sender, 9);
+        let mut prompts = ActiveRequests::new(sender, 9, 1);
         for (number, id) in [(1, "a"), (2, "b"), (3, "a")] {
             let route = ReplyRoute { id: id.into(), ..way(&message(), Instant::now()).0 };
             prompts.start(number, request(), (&of_cellar("-"), "-"), route, Instant::now());
@@ -405,7 +441,7 @@ mod tests {
     #[tokio::test]
     async fn only_a_shutdown_counts_as_ended_by_shutdown() {
         let (sender, mut requests) = mpsc::channel(1);
-        let mut prompts = ActiveRequests::new(sender, 9);
+        let mut prompts = ActiveRequests::new(sender, 9, 1);
         for (finish_reason, raised, cut_off) in [
             (FinishReason::Cancelled, false, true),
             (FinishReason::Cancelled, true, false),

@@ -108,7 +108,11 @@ impl EventLoop {
             answering: AnsweringState::default(),
             dedup: Deduplicator::new(random(), random() >> 1),
             backlog: Backlog::new(if context.state_dir.is_some() { context.inbox_bytes } else { 0 }),
-            active_requests: ActiveRequests::new(context.requests.clone(), context.max_active),
+            active_requests: ActiveRequests::new(
+                context.requests.clone(),
+                context.max_active,
+                context.parallel,
+            ),
             subscription_check: SubscriptionCheck::new(random(), topics.self_check().len()),
             has_shared_subscriptions: true,
             retained_prompts: RetainedPrompts::new(context.config.version),

@@ -150,9 +150,11 @@ impl EventLoop {
         }
         while self.active_requests.has_free_slot() && !self.outbox.is_full() {
             let EventLoop { backlog, active_requests: prompts, .. } = self;
-            let Some(prompt) = backlog.next(now, |client| prompts.client_has_free_slot(client)) else {
-                return;
-            };
+            let next = backlog.next(now, |client| prompts.client_has_free_slot(client));
+            // A high priority is worth nothing behind what its client has with the worker already.
+            let next =
+                next.or_else(|| backlog.next_high(now, |client| prompts.client_has_slot_for_high(client)));
+            let Some(prompt) = next else { return };
             self.start_request(prompt, now);
         }
     }

@@ -68,6 +68,7 @@ impl DeviceInfo {
         entities.energy(sensors);
         entities.host(sensors);
         entities.speed();
+        entities.sharing();
         entities.requests(&self.topics);
         entities.problems(&self.topics, sensors);
         entities.controls(&self.topics, self.threads);
@@ -214,6 +215,29 @@ impl Entities<'_> {
             "{{ value_json.throughput.completion_tokens }}",
             json!({
                 "unit_of_measurement": "tokens", "icon": "mdi:counter", "state_class": "total_increasing",
+                "entity_category": "diagnostic",
+            }),
+        );
+    }
+
+    /// What requests share. Both are means since the start.
+    fn sharing(&mut self) {
+        self.sensor(
+            "requests_per_step",
+            "Requests answered together",
+            "{{ (value_json.decoding.step_requests / value_json.decoding.steps) | round(2) \
+             if value_json.decoding.steps else None }}",
+            json!({
+                "icon": "mdi:set-center", "suggested_display_precision": 1, "entity_category": "diagnostic",
+            }),
+        );
+        self.sensor(
+            "prompt_tokens_found",
+            "Prompt tokens found in the cache",
+            "{{ (100 * value_json.decoding.prefix_tokens / value_json.throughput.prompt_tokens) | round(1) \
+             if value_json.throughput.prompt_tokens else None }}",
+            json!({
+                "unit_of_measurement": "%", "icon": "mdi:cached", "suggested_display_precision": 0,
                 "entity_category": "diagnostic",
             }),
         );

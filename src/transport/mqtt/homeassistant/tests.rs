@@ -16,6 +16,7 @@ fn with(change: impl FnOnce(&mut MqttContext)) -> HomeAssistant {
         state_dir: None,
         info: vec![],
         max_active: 4,
+        parallel: 1,
         inbox_bytes: 0,
         requests: mpsc::channel(1).0,
         commands: mpsc::channel(1).0,

@@ -118,7 +118,7 @@ fn rendered(component: &Value, report: &Value) -> String {
 
 #[tokio::test]
 async fn home_assistant_s_own_rules_hold_for_every_description() {
-    for (counters, expected) in [(equipped(), 16), (bare(), 8)] {
+    for (counters, expected) in [(equipped(), 18), (bare(), 10)] {
         let broker = Mosquitto::start().await;
         let _bench = open(&broker, counters).await;
         let description = kept(&broker).await;
@@ -157,7 +157,16 @@ async fn every_value_is_found_in_a_report() {
     alerted["alerts"] = serde_json::json!(["temperature"]);
     alerted["latency"]["ttft_ms"]["last_hour"]["p95"] = 12.5.into();
     alerted["thermal"]["under_voltage"] = Value::Null;
-    for (key, value) in [("problem", "ON"), ("ttft_p95", "12.5"), ("under_voltage", "OFF")] {
+    (alerted["decoding"]["steps"], alerted["decoding"]["step_requests"]) = (4.into(), 10.into());
+    alerted["decoding"]["prefix_tokens"] = 30.into();
+    alerted["throughput"]["prompt_tokens"] = 120.into();
+    for (key, value) in [
+        ("problem", "ON"),
+        ("ttft_p95", "12.5"),
+        ("under_voltage", "OFF"),
+        ("requests_per_step", "2.5"),
+        ("prompt_tokens_found", "25.0"),
+    ] {
         assert_eq!(rendered(&components[key], &alerted), value, "{key}");
     }
 }
@@ -179,6 +188,8 @@ async fn what_is_not_known_is_unknown_there_and_no_number() {
         "throttled",
         "under_voltage",
         "threads",
+        "requests_per_step",
+        "prompt_tokens_found",
     ] {
         assert_eq!(rendered(&components[key], &report).to_lowercase(), "none", "{key}");
     }
