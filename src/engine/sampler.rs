@@ -115,6 +115,12 @@ impl Sampler {
         (!self.lowered.is_empty()).then_some(&self.lowered)
     }
 
+    /// Whether [`Sampler::record`] of a token changes what [`Sampler::penalised`] says.
+    pub fn changes_penalised(&self, id: u32) -> bool {
+        let is_lowered = !self.counts.is_empty() || self.sampling.repetition_penalty > 1.0;
+        is_lowered && self.lowered.get(id as usize).is_some_and(|lowered| !lowered)
+    }
+
     /// Records a token of the prompt, for the repetition penalty.
     pub fn record_prompt(&mut self, id: u32) {
         self.seen[id as usize] = true;
