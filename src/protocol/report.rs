@@ -331,6 +331,10 @@ pub struct Decoding {
     pub prefix_hits: u64,
     /// The tokens of these beginnings.
     pub prefix_tokens: u64,
+    /// Tokens that were looked up and read in a pass before it was known whether they would be chosen.
+    pub proposed_tokens: u64,
+    /// Those of them that were chosen, each of which saved a pass.
+    pub accepted_tokens: u64,
 }
 
 /// Calls over HTTP since start.

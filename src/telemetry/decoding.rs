@@ -10,6 +10,8 @@ pub struct DecodingCounters {
     step_requests: Counter,
     prefix_hits: Counter,
     prefix_tokens: Counter,
+    proposed_tokens: Counter,
+    accepted_tokens: Counter,
 }
 
 impl DecodingCounters {
@@ -27,6 +29,12 @@ impl DecodingCounters {
         }
     }
 
+    /// Of an answer so many tokens were proposed, and so many of these were accepted.
+    pub fn speculated(&self, proposed: usize, accepted: usize) {
+        self.proposed_tokens.set(self.proposed_tokens.get() + proposed as u64);
+        self.accepted_tokens.set(self.accepted_tokens.get() + accepted as u64);
+    }
+
     /// The counts now.
     pub fn counts(&self) -> Decoding {
         Decoding {
@@ -34,6 +42,8 @@ impl DecodingCounters {
             step_requests: self.step_requests.get(),
             prefix_hits: self.prefix_hits.get(),
             prefix_tokens: self.prefix_tokens.get(),
+            proposed_tokens: self.proposed_tokens.get(),
+            accepted_tokens: self.accepted_tokens.get(),
         }
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn translate(
     for (name, value) in options.into_iter().filter(|(_, value)| !value.is_null()) {
         let key = format!("options.{name}");
         match name.as_str() {
-            "temperature" | "top_p" | "min_p" | "presence_penalty" | "frequency_penalty" => {
+            "temperature" | "top_p" | "min_p" | "presence_penalty" | "frequency_penalty" | "speculate" => {
                 keys.insert(name, value);
             }
             "repeat_penalty" => drop(keys.insert("repetition_penalty".into(), value)),

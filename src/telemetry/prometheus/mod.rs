@@ -134,10 +134,12 @@ fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
 }
 
 fn decoding(text: &mut Exposition, counts: &Decoding) {
-    let Decoding { steps, step_requests, prefix_tokens, .. } = *counts;
+    let Decoding { steps, step_requests, prefix_tokens, proposed_tokens, accepted_tokens, .. } = *counts;
     text.counter("bitnetd_decoding_steps_total", "Passes over the weights.").count(steps);
     text.counter("bitnetd_decoding_step_requests_total", "Requests in them.").count(step_requests);
     text.counter("bitnetd_prefix_tokens_total", "Tokens of prompts found in the cache.").count(prefix_tokens);
+    text.counter("bitnetd_proposed_tokens_total", "Tokens looked up.").count(proposed_tokens);
+    text.counter("bitnetd_accepted_tokens_total", "Of these, accepted.").count(accepted_tokens);
 }
 
 fn http(text: &mut Exposition, calls: &HttpCalls) {
