@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 impl Session<'_> {
     /// Appends to the answers of the next pass what may come next in them. `shares`: the tokens of each slot that it takes.
     pub(super) fn propose(&mut self, shares: &mut [usize; MAX_SEQUENCES]) {
-        let Session { slots, state, row_cost, .. } = self;
+        let Session { slots, state, pass_cost, .. } = self;
         slots.iter_mut().for_each(|slot| slot.proposal.clear(&slot.tokens));
         let runs = || slots.iter().filter_map(|slot| slot.run.as_ref());
         let answers = runs().filter(|run| run.is_prefilled()).count();
@@ -20,7 +20,7 @@ impl Session<'_> {
         for (index, slot) in slots.iter_mut().enumerate() {
             let is_whole = state.len_of(index) + shares[index] == slot.tokens.len();
             if is_whole && slot.run.as_ref().is_some_and(|run| run.is_prefilled()) {
-                shares[index] += slot.propose(most, answers, *row_cost);
+                shares[index] += slot.propose(most, answers, *pass_cost);
             }
         }
     }

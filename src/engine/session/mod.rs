@@ -23,7 +23,7 @@ use crate::engine::sampler::SamplingParams;
 use crate::engine::tokenizer::Tokenizer;
 use disk::DiskPrefixes;
 use slots::AnswerSlot;
-use speculation::RowCost;
+use speculation::PassCost;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -42,8 +42,8 @@ pub struct Session<'e> {
     slots: Vec<AnswerSlot>, // [state.sequences()]
     /// Answers that were begun so far.
     begun: u64,
-    /// What a token that is proposed costs.
-    row_cost: RowCost,
+    /// What passes of several rows cost.
+    pass_cost: PassCost,
 }
 
 /// What to generate.
@@ -154,7 +154,7 @@ impl<'e> Session<'e> {
             disk: None,
             slots: (0..slots).map(|_| AnswerSlot::new(context)).collect(),
             begun: 0,
-            row_cost: RowCost::of_kernels(model.kernels().name()),
+            pass_cost: PassCost::of_kernels(model.kernels().name()),
             state,
         }
     }

@@ -1,7 +1,7 @@
 //! The slots of a session: answers that are generated together, one pass over the weights a step.
 
 use super::run::{Ended, GenerationRun};
-use super::speculation::{Proposal, RowCost};
+use super::speculation::{PassCost, Proposal};
 use super::{Answer, GenerateOptions, Session, Step, StopReason};
 use crate::engine::error::PromptError;
 use crate::engine::model::{KV_BLOCK, MAX_SEQUENCES, Segment};
@@ -82,7 +82,7 @@ impl AnswerSlot {
     }
 
     /// Appends tokens that may come next, at most `most`, and returns how many. `answers`: how many share the pass.
-    pub fn propose(&mut self, most: usize, answers: usize, cost: RowCost) -> usize {
+    pub fn propose(&mut self, most: usize, answers: usize, cost: PassCost) -> usize {
         let AnswerSlot { tokens, run, proposal, .. } = self;
         let Some(run) = run else { return 0 };
         // One token is chosen behind the last of them.

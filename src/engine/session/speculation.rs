@@ -2,7 +2,7 @@
 //! (prompt look-up decoding), and is read in the same pass as the last token. Each of these tokens counts only if it
 //! is the one that is chosen without it, so that an answer never depends on what was proposed.
 //!
-//! A token is proposed where the chance that it is accepted exceeds what its row of the pass costs. The chance is
+//! Tokens are proposed where the chance that they are accepted exceeds what their rows of the pass cost. The chance is
 //! learned during the answer from every look-up, also from those that proposed nothing, which costs no pass: where look-up
 //! does not pay, nothing is proposed until it would have been right for a while.
 //!
@@ -26,6 +26,8 @@ const MATCH_CLASSES: [usize; 7] = [2, 3, 4, 5, 6, 8, 12];
 const FIRST_CHANCES: [f32; MATCH_CLASSES.len()] = [0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95];
 /// How much one look-up counts in a chance.
 const LEARNING_RATE: f32 = 0.125;
+/// By how much more tokens for its cost a pass must promise before anything is proposed: chances are estimates.
+const LEAST_GAIN: f32 = 1.03;
 
 /// An earlier place of a text that ends like the whole text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,23 +141,31 @@ impl Proposal {
     }
 }
 
-/// What one more row of a pass costs.
+/// What passes of several rows cost.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RowCost(f32);
+pub(super) struct PassCost {
+    /// Rows of a pass and its cost as a multiple of that of one row; in between it rises evenly.
+    measured: &'static [(f32, f32)],
+}
 
-impl RowCost {
-    /// What each further row adds to a pass of one row, as a part of it: with the kernels that read the weights once for
-    /// several tokens about 0.15 with two threads and 0.28 with one, of which this is the larger, so that what is proposed
-    /// in vain costs no more than thought; the reference kernels take almost twice as long for two.
+/// With kernels that read the weights once for several tokens: `docs/performance.md` has the figures of a whole pass.
+const SHARED_WEIGHTS: PassCost =
+    PassCost { measured: &[(1.0, 1.0), (2.0, 1.5), (4.0, 1.75), (8.0, 2.9), (16.0, 5.0)] };
+/// With the reference kernels, which take almost twice as long for two tokens.
+const REFERENCE: PassCost = PassCost { measured: &[(1.0, 1.0), (16.0, 14.5)] };
+
+impl PassCost {
+    /// With the kernels of that name.
     pub fn of_kernels(name: &str) -> Self {
-        RowCost(if name == "scalar" { 0.9 } else { 0.28 })
+        if name == "scalar" { REFERENCE } else { SHARED_WEIGHTS }
     }
 
-    /// The chance from which on a proposed token saves more than it costs, in a pass that already gives `answers` tokens:
-    /// the more of them share a pass, the less each costs.
-    fn worthwhile_chance(self, answers: usize) -> f32 {
-        let answers = answers.max(1) as f32;
-        self.0 * answers / (1.0 + self.0 * (answers - 1.0))
+    /// The cost of a pass of so many rows.
+    fn of(self, rows: usize) -> f32 {
+        let rows = rows as f32;
+        let pairs = self.measured.windows(2).map(|pair| (pair[0], pair[1]));
+        let (from, to) = pairs.clone().find(|(_, to)| rows <= to.0).or(pairs.last()).expect("two at least");
+        from.1 + (rows - from.0) * (to.1 - from.1) / (to.0 - from.0)
     }
 }
 
@@ -173,15 +183,20 @@ impl Speculation {
         Speculation { chances: FIRST_CHANCES, proposed: 0, accepted: 0 }
     }
 
-    /// How many tokens behind a match are worth proposing, of at most `most`, in a pass of so many answers.
-    pub fn worthwhile(&self, found: Match, most: usize, answers: usize, cost: RowCost) -> usize {
-        let least = cost.worthwhile_chance(answers);
-        let mut chance = 1.0;
-        let pays = |ahead: &usize| {
-            chance *= self.chances[class(found.len + ahead)];
-            chance > least
-        };
-        (0..most.min(MAX_PROPOSED)).take_while(pays).count()
+    /// How many tokens behind a match are to be proposed, of at most `most`, in a pass of so many answers: as many as give
+    /// the most tokens for what the pass costs.
+    pub fn worthwhile(&self, found: Match, most: usize, answers: usize, cost: PassCost) -> usize {
+        let (mut chance, mut tokens) = (1.0, answers as f32);
+        let mut best = (0, tokens / cost.of(answers) * LEAST_GAIN);
+        for count in 1..=most.min(MAX_PROPOSED) {
+            chance *= self.chances[class(found.len + count - 1)];
+            tokens += chance;
+            let gain = tokens / cost.of(answers + count);
+            if gain > best.1 {
+                best = (count, gain);
+            }
+        }
+        best.0
     }
 
     /// Learns whether the token behind a match of `len` tokens was the right one.
@@ -200,7 +215,7 @@ fn class(len: usize) -> usize {
 mod tests {
     use super::*;
 
-    const COST: RowCost = RowCost(0.25);
+    const COST: PassCost = SHARED_WEIGHTS;
 
     #[test]
     fn the_longest_match_is_found_and_of_equal_ones_the_last() {
@@ -236,12 +251,17 @@ mod tests {
 
     #[test]
     fn the_more_answers_share_a_pass_the_surer_a_proposal_must_be() {
-        let chances = [1, 2, 4, 8, 16].map(|answers| COST.worthwhile_chance(answers));
-        assert!(chances.is_sorted() && chances[0] == 0.25 && chances[4] < 1.0, "{chances:?}");
         let found = Match { next: 1, len: 3 };
         let mut speculation = Speculation::new();
-        (0..3).for_each(|_| speculation.learn(3, true));
-        let worthwhile = [1, 16].map(|answers| speculation.worthwhile(found, 1, answers, COST));
+        (0..8).for_each(|_| speculation.learn(3, true));
+        (0..2).for_each(|_| speculation.learn(3, false));
+        let worthwhile = [1, 8].map(|answers| speculation.worthwhile(found, 1, answers, COST));
         assert_eq!(worthwhile, [1, 0]);
+    }
+
+    #[test]
+    fn the_cost_of_a_pass_rises_evenly_between_what_was_measured_and_behind_it() {
+        let cost = PassCost { measured: &[(1.0, 1.0), (2.0, 1.5), (4.0, 2.0)] };
+        assert_eq!([1, 2, 3, 4, 6].map(|rows| cost.of(rows)), [1.0, 1.5, 1.75, 2.0, 2.5]);
     }
 }

@@ -97,9 +97,11 @@ mod tests {
     #[test]
     fn options_get_the_names_of_our_keys() {
         let options = json!({"num_predict": 7.0, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.1,
-            "seed": 3, "stop": ["a"], "repeat_penalty": 1.1, "presence_penalty": 1, "frequency_penalty": 0.5});
+            "seed": 3, "stop": ["a"], "repeat_penalty": 1.1, "presence_penalty": 1, "frequency_penalty": 0.5,
+            "speculate": false});
         let expected = json!({"max_tokens": 7, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.1, "seed": 3,
-            "stop": ["a"], "repetition_penalty": 1.1, "presence_penalty": 1, "frequency_penalty": 0.5});
+            "stop": ["a"], "repetition_penalty": 1.1, "presence_penalty": 1,
+            "frequency_penalty": 0.5, "speculate": false});
         assert_eq!(read(options), Ok((expected, 0)));
     }
 
