@@ -366,6 +366,29 @@ mod tests {
     }
 
     #[test]
+    fn it_is_known_before_which_tokens_will_be_lowered_when_they_are_recorded() {
+        let greedy = SamplingParams::default;
+        let all = [
+            greedy(),
+            SamplingParams { repetition_penalty: 1.5, ..greedy() },
+            SamplingParams { repetition_penalty: 0.5, ..greedy() },
+            SamplingParams { presence_penalty: 1.0, ..greedy() },
+            SamplingParams { frequency_penalty: -1.0, logit_bias: vec![(1, -1.0)], ..greedy() },
+            SamplingParams { logit_bias: vec![(1, -1.0)], ..greedy() },
+        ];
+        for sampling in all {
+            let mut sampler = Sampler::new(sampling.clone(), 4);
+            sampler.record_prompt(0);
+            for id in [0, 1, 2, 2, 3] {
+                let before = sampler.penalised().map(<[bool]>::to_vec);
+                let is_expected = sampler.changes_penalised(id);
+                sampler.record(id);
+                assert_eq!(sampler.penalised() != before.as_deref(), is_expected, "{sampling:?}, {id}");
+            }
+        }
+    }
+
+    #[test]
     fn a_bias_is_added_before_the_penalties() {
         let logit_bias = vec![(0, 2.0), (2, -100.0)];
         let sampling = SamplingParams { logit_bias, repetition_penalty: 2.0, ..SamplingParams::default() };

@@ -26,7 +26,7 @@ async fn it_changes_no_answer_and_is_left_out_where_it_is_not_wanted() {
     let (proposed, accepted) = counts(&mut client).await;
     assert!(accepted > 0 && accepted <= proposed, "{accepted} of {proposed}");
     let metrics = client.ask(json!({"metrics": true})).await;
-    let metrics = metrics["metrics"].as_str().expect("a text").to_owned();
+    let metrics = metrics["text"].as_str().expect("a text").to_owned();
     assert!(metrics.contains(&format!("\nbitnetd_proposed_tokens_total {proposed}\n")), "{metrics}");
     assert!(metrics.contains(&format!("\nbitnetd_accepted_tokens_total {accepted}\n")), "{metrics}");
     // The configuration decides where a request says nothing, and changes at once.

@@ -13,7 +13,7 @@ impl Session<'_> {
         slots.iter_mut().for_each(|slot| slot.proposal.clear(&slot.tokens));
         let runs = || slots.iter().filter_map(|slot| slot.run.as_ref());
         let answers = runs().filter(|run| run.is_prefilled()).count();
-        // Beside a prompt there is no room: the others wait for it already.
+        // Not beside a prompt, which makes the pass longer already.
         let is_reading = answers < runs().count();
         let rows = if is_reading { 0 } else { MAX_ROWS.min(state.batch()) };
         let most = rows.saturating_sub(shares.iter().sum()) / answers.max(1);
