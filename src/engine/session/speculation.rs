@@ -237,12 +237,12 @@ mod tests {
         let mut speculation = Speculation::new();
         let first = speculation.worthwhile(found, 100, 1, COST);
         assert!((1..MAX_PROPOSED).contains(&first), "{first}");
-        (0..40).for_each(|at| speculation.learn(4 + at % 12, true));
+        (0..400).for_each(|at| speculation.learn(4 + at % 12, true));
         assert_eq!(speculation.worthwhile(found, 100, 1, COST), MAX_PROPOSED);
         assert_eq!(speculation.worthwhile(found, 2, 1, COST), 2);
-        (0..20).for_each(|_| speculation.learn(4, false));
+        (0..40).for_each(|_| speculation.learn(4, false));
         assert_eq!(speculation.worthwhile(found, 100, 1, COST), 0);
-        (0..5).for_each(|_| speculation.learn(4, true));
+        (0..10).for_each(|_| speculation.learn(4, true));
         assert!(
             speculation.worthwhile(found, 100, 1, COST) > 0,
             "it is tried again when it would have been right"
