@@ -87,7 +87,8 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
         SamplingParams { temperature: args.temperature, seed: args.seed, ..SamplingParams::default() };
     let max_tokens = Some(args.max_tokens as usize);
     let constraint = constraint(&engine, &args)?;
-    let options = GenerateOptions { sampling, max_tokens, constraint, ..GenerateOptions::default() };
+    let options =
+        GenerateOptions { sampling, max_tokens, constraint, speculate: true, ..GenerateOptions::default() };
     // Memory for this request, not for the model's longest context.
     let wanted = prompt.len() + args.max_tokens as usize;
     // One answer is short enough for an f32 cache.

@@ -147,6 +147,7 @@ const KEYS: &[Key] = &[
     at_restart!("home.enabled", |config| config.home.is_enabled),
     live!("home.constrain", home.is_constrained),
     live!("home.file", home.file),
+    live!("defaults.speculate", defaults.speculate),
     live!("cache.scope", cache.scope),
     live!("telemetry.interval_s", telemetry.interval),
     // Energy that was counted with one estimate cannot be continued with another.
@@ -194,6 +195,7 @@ mod tests {
         wyoming.listen = "127.0.0.1:10400"
         queue = { depth = 1, client_percent = 20, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
         home = { enabled = true, constrain = false, file = "/h.toml" }
+        defaults.speculate = false
         cache = { scope = "all", disk_mb = 5 }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
@@ -264,6 +266,7 @@ mod tests {
             "queue.drain_ms",
             "home.constrain",
             "home.file",
+            "defaults.speculate",
             "cache.scope",
             "telemetry.interval_s",
             "telemetry.textfile",

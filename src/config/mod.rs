@@ -54,6 +54,8 @@ pub struct Config {
     pub queue: Queue,
     /// `[home]`
     pub home: Home,
+    /// `[defaults]`
+    pub defaults: Defaults,
     /// `[cache]`
     pub cache: Cache,
     /// `[telemetry]`
@@ -274,6 +276,13 @@ pub struct Home {
     pub is_constrained: bool,
     /// The owner's file of names, TOML or JSON.
     pub file: Option<PathBuf>,
+}
+
+/// What holds for requests that do not say it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Defaults {
+    /// Whether several tokens are verified in one pass where it is probable what comes next.
+    pub speculate: bool,
 }
 
 /// The caches of answers and of the beginnings of prompts.

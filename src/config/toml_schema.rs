@@ -7,9 +7,9 @@ use super::alerts::{AlertValue, switch, threshold};
 use super::key_error::{KeyError, KeyResult, within};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
-    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Device, Head, Host, Http,
-    I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry, Tls,
-    Wyoming, broker, http, listen, telemetry,
+    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Defaults, Device, Head, Host,
+    Http, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry,
+    Tls, Wyoming, broker, http, listen, telemetry,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ pub(super) struct File {
     mqtt: MqttKeys,
     queue: QueueKeys,
     home: HomeKeys,
+    defaults: DefaultsKeys,
     cache: CacheKeys,
     telemetry: TelemetryKeys,
     alerts: AlertsKeys,
@@ -137,6 +138,12 @@ pub(super) struct HomeKeys {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct DefaultsKeys {
+    speculate: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct CacheKeys {
     scope: Option<String>,
     disk_mb: Option<u64>,
@@ -217,6 +224,7 @@ impl File {
             device,
             queue: self.queue.checked()?,
             home: super::home::checked(self.home.enabled, self.home.constrain, self.home.file)?,
+            defaults: Defaults { speculate: self.defaults.speculate.unwrap_or(true) },
             cache,
             telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,

@@ -115,6 +115,12 @@ impl Sampler {
         (!self.lowered.is_empty()).then_some(&self.lowered)
     }
 
+    /// Whether [`Sampler::record`] of a token changes what [`Sampler::penalised`] says.
+    pub fn changes_penalised(&self, id: u32) -> bool {
+        let is_lowered = !self.counts.is_empty() || self.sampling.repetition_penalty > 1.0;
+        is_lowered && self.lowered.get(id as usize).is_some_and(|lowered| !lowered)
+    }
+
     /// Records a token of the prompt, for the repetition penalty.
     pub fn record_prompt(&mut self, id: u32) {
         self.seen[id as usize] = true;
@@ -357,6 +363,29 @@ mod tests {
         assert_eq!(sampler.sample(&mut logits), 1);
         assert_eq!(logits, [0.0, 0.25, -0.25, -1.0]);
         assert_eq!(sampler.penalised(), Some(&[false, true, true, false][..]));
+    }
+
+    #[test]
+    fn it_is_known_before_which_tokens_will_be_lowered_when_they_are_recorded() {
+        let greedy = SamplingParams::default;
+        let all = [
+            greedy(),
+            SamplingParams { repetition_penalty: 1.5, ..greedy() },
+            SamplingParams { repetition_penalty: 0.5, ..greedy() },
+            SamplingParams { presence_penalty: 1.0, ..greedy() },
+            SamplingParams { frequency_penalty: -1.0, logit_bias: vec![(1, -1.0)], ..greedy() },
+            SamplingParams { logit_bias: vec![(1, -1.0)], ..greedy() },
+        ];
+        for sampling in all {
+            let mut sampler = Sampler::new(sampling.clone(), 4);
+            sampler.record_prompt(0);
+            for id in [0, 1, 2, 2, 3] {
+                let before = sampler.penalised().map(<[bool]>::to_vec);
+                let is_expected = sampler.changes_penalised(id);
+                sampler.record(id);
+                assert_eq!(sampler.penalised() != before.as_deref(), is_expected, "{sampling:?}, {id}");
+            }
+        }
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub struct Request {
     pub priority: Priority,
     /// Whether a cached answer may be returned.
     pub cache: bool,
+    /// Whether several tokens may be verified in one pass, which changes no token; the configured value when left out.
+    pub speculate: Option<bool>,
 }
 
 impl Request {

@@ -335,6 +335,10 @@ pub struct Decoding {
     pub prefix_tokens: u64,
     /// How often a request of low priority gave up its slot for one of high priority, to go on later.
     pub suspensions: u64,
+    /// Tokens that were looked up and read in a pass before it was known whether they would be chosen.
+    pub proposed_tokens: u64,
+    /// Those of them that were chosen, each of which saved a pass.
+    pub accepted_tokens: u64,
 }
 
 /// The waiting of one client's requests, or of those of all that are not named.

@@ -11,6 +11,8 @@ pub struct DecodingCounters {
     prefix_hits: Counter,
     prefix_tokens: Counter,
     suspensions: Counter,
+    proposed_tokens: Counter,
+    accepted_tokens: Counter,
 }
 
 impl DecodingCounters {
@@ -33,6 +35,12 @@ impl DecodingCounters {
         self.suspensions.add();
     }
 
+    /// Of an answer so many tokens were proposed, and so many of these were accepted.
+    pub fn speculated(&self, proposed: usize, accepted: usize) {
+        self.proposed_tokens.set(self.proposed_tokens.get() + proposed as u64);
+        self.accepted_tokens.set(self.accepted_tokens.get() + accepted as u64);
+    }
+
     /// The counts now.
     pub fn counts(&self) -> Decoding {
         Decoding {
@@ -41,6 +49,8 @@ impl DecodingCounters {
             prefix_hits: self.prefix_hits.get(),
             prefix_tokens: self.prefix_tokens.get(),
             suspensions: self.suspensions.get(),
+            proposed_tokens: self.proposed_tokens.get(),
+            accepted_tokens: self.accepted_tokens.get(),
         }
     }
 }

@@ -23,6 +23,7 @@ mod reference_logits;
 mod shared_decoding;
 mod shared_row_kernels;
 mod shortlist;
+mod speculation;
 mod structured_output;
 mod suspension;
 mod synthetic;

@@ -12,20 +12,20 @@ use std::ops::ControlFlow;
 
 const CONTEXT: usize = 400;
 
-fn engine(kernel: &str, threads: usize) -> Engine {
+pub fn engine(kernel: &str, threads: usize) -> Engine {
     let options = EngineOptions { threads, kernel: Some(kernel.to_owned()), ..EngineOptions::default() };
     ModelFile::open(&Source::BuiltIn, None).and_then(|file| file.load(&options)).expect("sound")
 }
 
 /// A request, and after how many steps of the session it comes.
 #[derive(Clone)]
-struct Job {
-    after: usize,
-    prompt: Vec<u32>,
-    options: GenerateOptions,
+pub struct Job {
+    pub after: usize,
+    pub prompt: Vec<u32>,
+    pub options: GenerateOptions,
 }
 
-fn go_on(_: Step<'_>) -> ControlFlow<()> {
+pub fn go_on(_: Step<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
@@ -59,7 +59,7 @@ fn jobs(engine: &Engine) -> Vec<Job> {
 }
 
 /// The answers of one session of so many slots, in which each job begins as soon as it came and a slot is free.
-fn together(session: &mut Session<'_>, jobs: &[Job]) -> Vec<Answer> {
+pub fn together(session: &mut Session<'_>, jobs: &[Job]) -> Vec<Answer> {
     let mut answers: Vec<Option<Answer>> = vec![None; jobs.len()];
     let mut running: Vec<Option<usize>> = vec![None; session.slots()];
     let mut waiting: Vec<usize> = (0..jobs.len()).collect();

@@ -33,6 +33,7 @@ mod reload;
 mod restart;
 mod shared_decoding;
 mod soak;
+mod speculation;
 mod stop;
 mod structured_output;
 #[path = "../support/mod.rs"]

@@ -77,6 +77,7 @@ impl Queue {
         let ms = u64::try_from(config.queue.timeout.as_millis()).unwrap_or(u64::MAX);
         self.timeout_ms.store(ms, Ordering::Relaxed);
         self.answers.set_scope(config.cache.scope);
+        self.worker.set_speculation(config.defaults.speculate);
         locked(&self.admission).set_client_percent(config.queue.client_percent);
     }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub(in crate::daemon) struct WorkerControls {
     thread_limit: AtomicUsize,
     is_cut_off: AtomicBool,
+    speculates: AtomicBool,
     steps: AtomicU64,
 }
 
@@ -17,6 +18,7 @@ impl Default for WorkerControls {
         WorkerControls {
             thread_limit: AtomicUsize::new(usize::MAX),
             is_cut_off: AtomicBool::new(false),
+            speculates: AtomicBool::new(true),
             steps: AtomicU64::new(0),
         }
     }
@@ -41,6 +43,16 @@ impl WorkerControls {
     /// Whether the running answer is to end.
     pub fn is_cut_off(&self) -> bool {
         self.is_cut_off.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether requests that do not say it are answered with speculation.
+    pub fn set_speculation(&self, speculates: bool) {
+        self.speculates.store(speculates, Ordering::Relaxed);
+    }
+
+    /// Whether requests that do not say it are answered with speculation.
+    pub fn speculates(&self) -> bool {
+        self.speculates.load(Ordering::Relaxed)
     }
 
     /// Counts one step of the worker.

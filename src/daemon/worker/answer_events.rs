@@ -53,6 +53,8 @@ fn without_tokens(text: String, end: StopReason) -> Answer {
         logprobs: None,
         forced: 0,
         cached: 0,
+        proposed: 0,
+        accepted: 0,
         end,
         prefill: Duration::ZERO,
         first_token: None,

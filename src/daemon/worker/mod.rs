@@ -185,7 +185,8 @@ impl Worker {
             Ok(constraint) => constraint,
             Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
-        let options = GenerateOptions { constraint, prefix_scope, ..generate_options(request) };
+        let speculate = request.speculate.unwrap_or_else(|| self.queue.worker.speculates());
+        let options = GenerateOptions { constraint, prefix_scope, speculate, ..generate_options(request) };
         let answer = StreamedAnswer::new(&self.queue, engine, queued, prompt);
         Ok(Some(PreparedRequest { answer, options, intent, key }))
     }
@@ -212,6 +213,13 @@ impl Worker {
             let nothing_fits = answers.iter().filter(|answer| answer.nothing_fits).count();
             self.telemetry.structured_output.nothing_fits(nothing_fits);
         }
+    }
+
+    fn count_speculation(&self, answers: &[FinishedAnswer]) {
+        let of_all = |count: fn(&Answer) -> usize| answers.iter().map(|answer| count(&answer.answer)).sum();
+        self.telemetry
+            .decoding
+            .speculated(of_all(|answer| answer.proposed), of_all(|answer| answer.accepted));
     }
 
     /// Stores a complete answer that may be given again.

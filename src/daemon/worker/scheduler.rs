@@ -342,6 +342,7 @@ impl<'w> Scheduler<'w> {
         let share = (own_time.as_secs_f64() / took.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0);
         let share = WorkShare { span: &work, share };
         worker.telemetry.decoding.found_prefix(answers[0].answer.cached);
+        worker.count_speculation(&answers);
         worker.send_done(engine, queued.inbound, &prompt, answers, at, share);
         log_thread_counts(engine.model().threads(), &mut self.threads);
         worker.note_screening(session.shortlist_stats(), &mut self.screening);

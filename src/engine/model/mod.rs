@@ -12,7 +12,7 @@ mod weight_bytes;
 mod weights;
 
 pub use lm_head::{AllowedTokens, HeadFormat, LogitsRequest, ShortlistStats};
-pub use state::{KV_BLOCK, KvCacheFormat, MAX_SEQUENCES, Segment, State};
+pub use state::{KV_BLOCK, KvCacheFormat, MAX_LOGITS, MAX_SEQUENCES, Segment, State};
 pub use timings::PassTimings;
 pub use weight_bytes::WeightBytes;
 pub use weights::Layout;
@@ -214,7 +214,7 @@ impl Shape {
         let keys = 2 * self.kv_heads * self.head_dim;
         let row = 4 * (3 * self.dim + keys + self.widest_buffer() + self.rope_dims)
             + 4 * packed_row(self.widest_input());
-        batch * row
+        batch * row + state::SPARE_LOGITS * self.sequence_bytes()
     }
 
     /// Bytes that each sequence takes besides its keys and values: its logits, the vector that they are computed of, and

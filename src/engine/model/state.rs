@@ -17,6 +17,13 @@ pub const KV_BLOCK: usize = 64;
 /// The most sequences that one pass can take.
 pub const MAX_SEQUENCES: usize = 16;
 
+/// The most rows of a pass whose logits one call computes.
+pub const MAX_LOGITS: usize = 16;
+
+/// Rows whose logits one call computes besides one of each sequence, for tokens that are proposed.
+pub(super) const SPARE_LOGITS: usize = 7;
+const _: () = assert!(MAX_SEQUENCES <= MAX_LOGITS);
+
 /// The format of keys and values in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvCacheFormat {
@@ -244,11 +251,13 @@ pub struct State {
     /// of a pass.
     pub(super) attn_or_ffn: Vec<f32>,
     pub(super) quantized: QuantizedRows,
-    pub(super) cos: Vec<f32>,           // [batch, rope_dims / 2]
-    pub(super) sin: Vec<f32>,           // [batch, rope_dims / 2]
-    pub(super) final_hidden: Vec<f32>,  // [sequences, dim], the normalised rows that the head multiplies
-    pub(super) logits: Vec<f32>,        // [sequences, vocab]
-    pub(super) single_rows: SingleRows, // rows of tokens that a grammar allows
+    pub(super) cos: Vec<f32>,                       // [batch, rope_dims / 2]
+    pub(super) sin: Vec<f32>,                       // [batch, rope_dims / 2]
+    pub(super) logit_rows: usize,                   // requests of one call
+    pub(super) final_hidden: Vec<f32>, // [logit_rows, dim], the normalised rows that the head multiplies
+    pub(super) logits: Vec<f32>,       // [logit_rows, vocab]
+    pub(super) full_scans_after: [u32; MAX_LOGITS], // [logit_rows], those in a row of the request's sequence behind each
+    pub(super) single_rows: SingleRows,             // rows of tokens that a grammar allows
     pub(super) scaled_hidden: Vec<f32>, // [dim], such a row scaled for the shortlist; this and the following only with a shortlist
     pub(super) scratch: ShortlistScratch,
     pub(super) rescore: RescoreBuffers,
@@ -263,6 +272,7 @@ impl State {
         assert!((1..=MAX_SEQUENCES).contains(&sequences));
         let has_shortlist = row_bytes.has_shortlist;
         let batch = batch.min(context).max(sequences);
+        let logit_rows = (sequences + SPARE_LOGITS).min(MAX_LOGITS).min(batch);
         let blocks = context.div_ceil(KV_BLOCK);
         let sequence = || Sequence { blocks: Vec::with_capacity(blocks), len: 0, full_scans_in_a_row: 0 };
         let floats = |row: usize| vec![0.0f32; batch * row];
@@ -287,8 +297,11 @@ impl State {
             },
             cos: floats(shape.rope_dims / 2),
             sin: floats(shape.rope_dims / 2),
-            final_hidden: vec![0.0; sequences * shape.dim],
-            logits: vec![0.0; sequences * shape.vocab],
+            logit_rows,
+            // Zeroed memory takes no page before it is written, which without proposed tokens it never is.
+            final_hidden: vec![0.0; logit_rows * shape.dim],
+            logits: vec![0.0; logit_rows * shape.vocab],
+            full_scans_after: [0; MAX_LOGITS],
             single_rows: SingleRows::new(row_bytes.head),
             scaled_hidden: vec![0.0; if has_shortlist { shape.dim } else { 0 }],
             scratch: if has_shortlist {
@@ -377,6 +390,18 @@ impl State {
         sequence.full_scans_in_a_row = 0;
     }
 
+    /// Removes the tokens of an answer from `len` on, which were proposed and not chosen; the answer goes on.
+    pub fn reject_from(&mut self, sequence: usize, len: usize) {
+        let sequence = &mut self.sequences[sequence];
+        sequence.len = sequence.len.min(len);
+    }
+
+    /// The logits of the requests for a sequence behind `index`, of the last call, were not used: what they showed of the
+    /// shortlist does not count.
+    pub fn reject_logits_behind(&mut self, sequence: usize, index: usize) {
+        self.sequences[sequence].full_scans_in_a_row = self.full_scans_after[index];
+    }
+
     /// Bytes of keys and values for each token.
     pub fn cache_bytes_per_token(&self) -> usize {
         (self.cache.keys.len() + self.cache.values.len()) / self.cache.rows.max(1)
@@ -387,6 +412,11 @@ impl State {
         self.batch
     }
 
+    /// Of how many rows one call computes logits.
+    pub fn logit_rows(&self) -> usize {
+        self.logit_rows
+    }
+
     /// The time that passes and logits took since the last call.
     pub fn take_timings(&mut self) -> PassTimings {
         self.stopwatch.take()
@@ -394,7 +424,7 @@ impl State {
 
     /// The logits that were computed for request `index` of the last call: `[vocab]`.
     pub fn logits_of(&mut self, index: usize) -> &mut [f32] {
-        let vocab = self.logits.len() / self.sequences.len();
+        let vocab = self.logits.len() / self.logit_rows;
         &mut self.logits[index * vocab..(index + 1) * vocab]
     }
 

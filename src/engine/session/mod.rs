@@ -6,10 +6,12 @@
 //!
 //! Deliberately knows nothing of clients, queues and deadlines.
 
+mod choosing;
 mod disk;
 mod run;
 mod scoring;
 mod slots;
+mod speculation;
 mod suspension;
 
 use crate::engine::error::PromptError;
@@ -22,6 +24,7 @@ use crate::engine::sampler::SamplingParams;
 use crate::engine::tokenizer::Tokenizer;
 use disk::DiskPrefixes;
 use slots::AnswerSlot;
+use speculation::PassCost;
 use std::ops::ControlFlow;
 use std::time::Duration;
 pub use suspension::SuspendedAnswer;
@@ -41,6 +44,8 @@ pub struct Session<'e> {
     slots: Vec<AnswerSlot>, // [state.sequences()]
     /// Answers that were begun so far.
     begun: u64,
+    /// What passes of several rows cost.
+    pass_cost: PassCost,
 }
 
 /// What to generate.
@@ -54,6 +59,11 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Continues after end tokens, for measurements.
     pub ignore_eos: bool,
+    /// Looks up in prompt and answer what may come next, and verifies several tokens in one pass where that pays. The
+    /// tokens of the answer, their text and their log-probabilities are the same.
+    pub speculate: bool,
+    /// Tokens that are answered whatever is chosen, for measurements; behind them the answer goes on as ever.
+    pub script: Vec<u32>,
     /// Reads the whole head where a shortlist is used, for comparisons.
     pub exact_head: bool,
     /// Gives the log-probability of every token, and of so many most likely ones. The whole head is read for it.
@@ -101,6 +111,10 @@ pub struct Answer {
     pub forced: usize,
     /// How many tokens of the prompt were not read, because an earlier prompt began with them.
     pub cached: usize,
+    /// How many tokens were looked up and read in a pass before it was known whether they would be chosen.
+    pub proposed: usize,
+    /// How many of these were chosen.
+    pub accepted: usize,
     /// Why it ended.
     pub end: StopReason,
     /// The time for the prompt.
@@ -142,6 +156,7 @@ impl<'e> Session<'e> {
             disk: None,
             slots: (0..slots).map(|_| AnswerSlot::new(context)).collect(),
             begun: 0,
+            pass_cost: PassCost::of_kernels(model.kernels().name()),
             state,
         }
     }

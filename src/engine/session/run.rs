@@ -1,5 +1,6 @@
 //! One answer while it is generated: its sampler, its grammar, its text and its measurements. Deliberately knows no model.
 
+use super::speculation::Speculation;
 use super::{Answer, GenerateOptions, Step, StopReason};
 use crate::engine::error::PromptError;
 use crate::engine::grammar::{Constraint, GrammarError, NextTokens};
@@ -31,6 +32,10 @@ pub(super) struct GenerationRun {
     /// How far below the best logit another still matters.
     logit_reach: Option<f32>,
     ignore_end: bool,
+    /// `None` where nothing is looked up.
+    pub speculation: Option<Speculation>,
+    /// What is answered whatever is chosen.
+    script: Vec<u32>,
     started: Instant,
     prefilled: Option<Instant>,
     first: Option<Instant>,
@@ -79,6 +84,8 @@ impl GenerationRun {
             max_tokens,
             logit_reach: options.sampling.logit_reach().filter(|_| !is_exact),
             ignore_end: options.ignore_eos,
+            speculation: options.speculate.then(Speculation::new),
+            script: options.script.clone(),
             started: Instant::now(),
             prefilled: None,
             first: None,
@@ -111,6 +118,31 @@ impl GenerationRun {
     /// Adds the time of a pass that this answer took part in.
     pub fn add_timings(&mut self, parts: PassTimings) {
         self.parts += parts;
+    }
+
+    /// How many tokens the answer may still have.
+    pub fn tokens_left(&self) -> usize {
+        self.max_tokens - self.tokens.len()
+    }
+
+    /// The tokens that the grammar forces and that were not appended yet.
+    pub fn forced_ahead(&self) -> Option<impl Iterator<Item = u32>> {
+        let forced = &self.grammar.as_ref()?.forced;
+        (!forced.is_empty()).then(|| forced.iter().copied())
+    }
+
+    /// Behind how many of the tokens that are expected next [`GenerationRun::logits_request`] would be the same as now.
+    pub fn requests_known(&self, expected: &[u32]) -> usize {
+        match (&self.grammar, self.logit_reach) {
+            (Some(_), _) if self.logprobs.is_none() => 0, // the grammar allows other tokens then
+            (_, None) => expected.len(),
+            (_, Some(_)) => expected.iter().take_while(|id| !self.sampler.changes_penalised(**id)).count(),
+        }
+    }
+
+    /// Whether a grammar has to say what may come next.
+    pub fn has_grammar(&self) -> bool {
+        self.grammar.is_some()
     }
 
     fn is_full(&self) -> bool {
@@ -185,6 +217,7 @@ impl GenerationRun {
             }
             None => {
                 let id = self.sample(logits);
+                let id = self.script.get(self.tokens.len()).copied().unwrap_or(id);
                 let is_end = tokenizer.is_end(id);
                 if is_end && (!self.ignore_end || self.grammar.is_some()) {
                     return Some(Ok(StopReason::Stop));
@@ -266,6 +299,8 @@ impl GenerationRun {
             logprobs: self.logprobs.map(|run| run.found),
             forced: self.forced,
             cached: self.cached,
+            proposed: self.speculation.as_ref().map_or(0, |speculation| speculation.proposed),
+            accepted: self.speculation.as_ref().map_or(0, |speculation| speculation.accepted),
             end,
             prefill: prefilled - self.started,
             first_token: self.first.map(|first| first - prefilled),

@@ -1,9 +1,10 @@
 //! The slots of a session: answers that are generated together, one pass over the weights a step.
 
 use super::run::{Ended, GenerationRun};
+use super::speculation::{PassCost, Proposal};
 use super::{Answer, GenerateOptions, Session, Step, StopReason};
 use crate::engine::error::PromptError;
-use crate::engine::model::{KV_BLOCK, LogitsRequest, MAX_SEQUENCES, Segment};
+use crate::engine::model::{KV_BLOCK, MAX_SEQUENCES, Segment};
 use crate::engine::prefix_cache::Parent;
 use crate::engine::prefix_store::BlockHash;
 use std::ops::ControlFlow;
@@ -23,8 +24,10 @@ pub(super) struct AnswerSlot {
     pub restored: usize,
     pub run: Option<GenerationRun>,
     ended: Option<Result<Answer, PromptError>>,
-    /// The row of the last pass from which the next token is chosen.
+    /// The row of the last pass that is behind all tokens before the proposal; the rows of the proposal follow.
     row: Option<usize>,
+    /// The tokens that may come next.
+    pub proposal: Proposal,
     /// How many of its blocks others can find, and what the next of them comes behind.
     pub findable: usize,
     pub parent: Parent,
@@ -43,6 +46,7 @@ impl AnswerSlot {
             run: None,
             ended: None,
             row: None,
+            proposal: Proposal::new(),
             findable: 0,
             parent: Parent::Scope(0),
             hash: None,
@@ -82,11 +86,33 @@ impl AnswerSlot {
     }
 
     /// Whether tokens of its prompt, or of an answer that was suspended, are to be read first; `len`: those in the KV cache.
-    fn is_reading(&self, len: usize) -> bool {
+    pub fn is_reading(&self, len: usize) -> bool {
         self.run.as_ref().is_some_and(|run| !run.is_prefilled() || len < self.restored)
     }
 
-    fn end(&mut self, ended: Ended, mut step: impl FnMut(Step<'_>) -> ControlFlow<()>) {
+    /// The row of the last pass from which the next token is chosen, and the proposed tokens whose rows follow.
+    pub fn next_row(&self) -> Option<(usize, &[u32])> {
+        let (row, rest) = (self.row?, self.proposal.rest(&self.tokens)?);
+        Some((row + self.proposal.read().len() - rest.len(), rest))
+    }
+
+    /// Appends tokens that may come next, at most `most`, and returns how many. `answers`: how many share the pass.
+    pub fn propose(&mut self, most: usize, answers: usize, cost: PassCost) -> usize {
+        let AnswerSlot { tokens, run, proposal, .. } = self;
+        let Some(run) = run else { return 0 };
+        // One token is chosen behind the last of them.
+        let most = most.min(run.tokens_left().saturating_sub(1));
+        if let Some(forced) = run.forced_ahead() {
+            proposal.take_known(tokens, forced, most);
+        } else if let Some(speculation) = &mut run.speculation {
+            speculation.proposed +=
+                proposal.look_up(tokens, |found| speculation.worthwhile(found, most, answers, cost));
+        }
+        tokens.extend_from_slice(proposal.read());
+        proposal.read().len()
+    }
+
+    pub fn end(&mut self, ended: Ended, mut step: impl FnMut(Step<'_>) -> ControlFlow<()>) {
         if let Some(outcome) = ended
             && let Some(run) = self.run.take()
         {
@@ -208,8 +234,8 @@ impl Session<'_> {
         }
     }
 
-    /// Takes all answers one step further: one pass over the weights, in which each of them gets its next token, and
-    /// prompts are read a part at a time. `each` gets the progress with the index of the slot, and may cancel that slot's
+    /// Takes all answers one step further: one pass over the weights, in which each of them gets its next token or several,
+    /// and prompts are read a part at a time. `each` gets the progress with the index of the slot, and may cancel that slot's
     /// answer.
     pub fn step(&mut self, mut each: impl FnMut(usize, Step<'_>) -> ControlFlow<()>) {
         for index in 0..self.slots.len() {
@@ -221,7 +247,7 @@ impl Session<'_> {
     }
 
     /// Finds out what may come next in an answer whose prompt was read.
-    fn advance(
+    pub(super) fn advance(
         &mut self,
         index: usize,
         is_prefilled: bool,
@@ -237,10 +263,11 @@ impl Session<'_> {
 
     /// One pass over the tokens that are not in the KV cache yet, as many as fit; `false` where there are none.
     fn pass(&mut self, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) -> bool {
-        let (shares, loading) = self.rows_of_slots();
+        let (mut shares, loading) = self.rows_of_slots();
         if let Some(index) = loading {
             self.report_prefill(index, self.state.len_of(index), each);
         }
+        self.propose(&mut shares);
         for (index, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0) {
             self.allocate_blocks(index, *share);
         }
@@ -250,16 +277,17 @@ impl Session<'_> {
         for (sequence, slot) in slots.iter_mut().enumerate().filter(|(index, _)| shares[*index] > 0) {
             let (len, share) = (state.len_of(sequence), shares[sequence]);
             let is_whole = len + share == slot.tokens.len();
+            let wanted = if is_whole { 1 + slot.proposal.read().len() } else { 0 };
             slot.row = is_whole.then_some(wanted_rows);
-            wanted_rows += usize::from(is_whole);
-            let tokens = &slot.tokens[len..len + share];
-            segments[count] = Segment { sequence, tokens, wanted: usize::from(is_whole) };
+            wanted_rows += wanted;
+            segments[count] = Segment { sequence, tokens: &slot.tokens[len..len + share], wanted };
             count += 1;
         }
         if count == 0 {
             return false;
         }
         model.forward_segments(&segments[..count], state);
+        slots.iter_mut().for_each(|slot| slot.tokens.truncate(slot.proposal.start()));
         for index in (0..self.slots.len()).filter(|index| shares[*index] > 0) {
             self.note_progress(index, each);
         }
@@ -368,38 +396,6 @@ impl Session<'_> {
     ) {
         if each(index, Step::Prefill(read)).is_break() {
             self.slots[index].end(Some(Ok(StopReason::Cancelled)), |step| each(index, step));
-        }
-    }
-
-    /// Chooses the next token of each answer whose tokens are all in the KV cache.
-    fn choose_tokens(&mut self, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) {
-        for index in 0..self.slots.len() {
-            if self.slots[index].row.is_some() {
-                self.advance(index, false, each);
-            }
-        }
-        let Session { model, tokenizer, state, slots, .. } = self;
-        let (mut requests, mut owners, mut count) =
-            ([LogitsRequest::default(); MAX_SEQUENCES], [0; MAX_SEQUENCES], 0);
-        for (index, slot) in slots.iter().enumerate() {
-            let (Some(run), Some(row)) = (&slot.run, slot.row) else { continue };
-            // Where the grammar forced tokens, these come first.
-            if state.len_of(index) == slot.tokens.len() {
-                (requests[count], owners[count]) = (run.logits_request(row, index), index);
-                count += 1;
-            }
-        }
-        if count > 0 {
-            model.compute_logits(&requests[..count], state);
-        }
-        let parts = state.take_timings();
-        slots.iter_mut().filter_map(|slot| slot.run.as_mut()).for_each(|run| run.add_timings(parts));
-        for (request, index) in owners[..count].iter().enumerate() {
-            let slot = &mut slots[*index];
-            let Some(run) = &mut slot.run else { continue };
-            let logits = state.logits_of(request);
-            let ended = run.choose(logits, &mut slot.tokens, tokenizer, &mut |step| each(*index, step));
-            slot.end(ended, |step| each(*index, step));
         }
     }
 }

@@ -82,6 +82,7 @@ struct RequestKeys {
     parallel_tool_calls: Option<bool>,
     priority: Option<PriorityKey>,
     cache: Option<bool>,
+    speculate: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -202,6 +203,7 @@ fn checked(keys: RequestKeys) -> Result<Request, Refusal> {
             Some(PriorityKey::Normal) | None => Priority::Normal,
         },
         cache: keys.cache.unwrap_or(true),
+        speculate: keys.speculate,
         id: keys.id,
     };
     tools::check_format(&request)?;
@@ -261,6 +263,7 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
         timeout: None,
         priority: Priority::Normal,
         cache: true,
+        speculate: None,
     })
 }
 

@@ -48,6 +48,7 @@ const CALLER_KEYS: &[(&str, &str)] = &[
     ("presence_penalty", "options.presence_penalty"),
     ("frequency_penalty", "options.frequency_penalty"),
     ("seed", "options.seed"),
+    ("speculate", "options.speculate"),
     ("stop", "options.stop"),
 ];
 

@@ -17,7 +17,7 @@ pub(super) fn translate(
     for (name, value) in options.into_iter().filter(|(_, value)| !value.is_null()) {
         let key = format!("options.{name}");
         match name.as_str() {
-            "temperature" | "top_p" | "min_p" | "presence_penalty" | "frequency_penalty" => {
+            "temperature" | "top_p" | "min_p" | "presence_penalty" | "frequency_penalty" | "speculate" => {
                 keys.insert(name, value);
             }
             "repeat_penalty" => drop(keys.insert("repetition_penalty".into(), value)),
@@ -97,9 +97,11 @@ mod tests {
     #[test]
     fn options_get_the_names_of_our_keys() {
         let options = json!({"num_predict": 7.0, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.1,
-            "seed": 3, "stop": ["a"], "repeat_penalty": 1.1, "presence_penalty": 1, "frequency_penalty": 0.5});
+            "seed": 3, "stop": ["a"], "repeat_penalty": 1.1, "presence_penalty": 1, "frequency_penalty": 0.5,
+            "speculate": false});
         let expected = json!({"max_tokens": 7, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.1, "seed": 3,
-            "stop": ["a"], "repetition_penalty": 1.1, "presence_penalty": 1, "frequency_penalty": 0.5});
+            "stop": ["a"], "repetition_penalty": 1.1, "presence_penalty": 1,
+            "frequency_penalty": 0.5, "speculate": false});
         assert_eq!(read(options), Ok((expected, 0)));
     }
 

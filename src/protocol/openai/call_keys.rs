@@ -16,6 +16,7 @@ const SAME: &[&str] = &[
     "stream",
     "priority",
     "cache",
+    "speculate",
 ];
 /// The same of those whose values are whole numbers.
 const SAME_WHOLE: &[&str] = &["top_k", "timeout_ms"];

@@ -136,11 +136,15 @@ fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
 }
 
 fn decoding(text: &mut Exposition, counts: &Decoding) {
-    let Decoding { steps, step_requests, prefix_tokens, suspensions, .. } = *counts;
+    let Decoding {
+        steps, step_requests, prefix_tokens, suspensions, proposed_tokens, accepted_tokens, ..
+    } = *counts;
     text.counter("bitnetd_decoding_steps_total", "Passes over the weights.").count(steps);
     text.counter("bitnetd_decoding_step_requests_total", "Requests in them.").count(step_requests);
     text.counter("bitnetd_prefix_tokens_total", "Prompt tokens found.").count(prefix_tokens);
     text.counter("bitnetd_suspensions_total", "Slots given up.").count(suspensions);
+    text.counter("bitnetd_proposed_tokens_total", "Tokens looked up.").count(proposed_tokens);
+    text.counter("bitnetd_accepted_tokens_total", "Of these, accepted.").count(accepted_tokens);
 }
 
 /// The waiting of as many of the clients as the text has space for.
@@ -198,7 +202,7 @@ fn throughput(text: &mut Exposition, throughput: &Throughput) {
     let Some(ShortlistCounts { tokens, rows, scans, checks, misses }) = throughput.screen else { return };
     text.counter("bitnetd_screen_tokens_total", "Tokens chosen through the screened head.").count(tokens);
     text.counter("bitnetd_screen_rows_total", "Rows of the head read for them.").count(rows);
-    text.counter("bitnetd_screen_scans_total", "Times that the whole head was read instead.").count(scans);
+    text.counter("bitnetd_screen_scans_total", "Times the whole head was read.").count(scans);
     text.counter("bitnetd_screen_checks_total", "Comparisons with the whole head.").count(checks);
     text.counter("bitnetd_screen_misses_total", "Comparisons that found another best token.").count(misses);
 }
@@ -234,13 +238,12 @@ fn power(text: &mut Exposition, power: Option<&Reading>, energy: Option<&Energy>
     reading(text, "bitnetd_power_watts", "Power now.", power, 1.0);
     let Some(energy) = energy else { return };
     let labels = origin(&energy.source, method(energy.method), &energy.scope);
-    text.counter("bitnetd_energy_joules_total", "Energy in all, also while nothing was asked.")
-        .sample(&labels, Some(energy.joules));
-    text.counter("bitnetd_energy_above_idle_joules_total", "Of it, what was drawn beyond the idle power.")
+    text.counter("bitnetd_energy_joules_total", "Energy in all.").sample(&labels, Some(energy.joules));
+    text.counter("bitnetd_energy_above_idle_joules_total", "Of it, beyond the idle power.")
         .sample(&labels, energy.joules_above_idle);
-    text.counter("bitnetd_requests_energy_joules_total", "Of it, drawn while requests were computed.")
+    text.counter("bitnetd_requests_energy_joules_total", "Of it, during requests.")
         .sample(&labels, Some(energy.requests_joules));
-    text.gauge("bitnetd_energy_joules_per_token", "Energy for each generated token, since start.")
+    text.gauge("bitnetd_energy_joules_per_token", "Energy per generated token.")
         .sample(&labels, energy.joules_per_token);
     text.gauge("bitnetd_energy_above_idle_joules_per_token", "The same beyond the idle power.")
         .sample(&labels, energy.joules_per_token_above_idle);
@@ -251,7 +254,7 @@ fn thermal(text: &mut Exposition, thermal: &Thermal) {
     reading(text, "bitnetd_temperature_celsius", "Of the processor.", thermal.cpu.as_ref(), 1.0);
     reading(text, "bitnetd_fan_rpm", "Turns a minute.", thermal.fan.as_ref(), 1.0);
     if let Some(Flag { value, method: how, source, scope }) = &thermal.under_voltage {
-        text.gauge("bitnetd_under_voltage", "Whether the supply's voltage is too low now.")
+        text.gauge("bitnetd_under_voltage", "Whether the voltage is too low.")
             .sample(&origin(source, method(*how), scope), Some(f64::from(u8::from(*value))));
     }
     let Some(found) = &thermal.throttling else { return };
@@ -279,7 +282,7 @@ fn cpu(text: &mut Exposition, cpu: &Cpu) {
         .unlabelled(ratio(cpu.host_percent));
     text.gauge("bitnetd_process_cpu_ratio", "Load by this process, 1 being one processor.")
         .unlabelled(ratio(cpu.process_percent));
-    text.gauge("bitnetd_threads", "Operating-system threads of this process.")
+    text.gauge("bitnetd_threads", "Threads of this process.")
         .unlabelled(cpu.threads.map(|threads| threads as f64));
     text.gauge("bitnetd_thread_limit", "Threads that may compute.")
         .unlabelled(cpu.thread_limit.map(|threads| threads as f64));
@@ -307,14 +310,14 @@ fn memory(text: &mut Exposition, memory: &Memory) {
         .count(memory.memory_limit_enforced.into());
     text.gauge("bitnetd_memory_group_bytes", "Of the control group, pages of files included.")
         .unlabelled(bytes(memory.group_bytes));
-    text.gauge("bitnetd_memory_group_peak_bytes", "The most that the control group ever had.")
+    text.gauge("bitnetd_memory_group_peak_bytes", "The most that the group had.")
         .unlabelled(bytes(memory.group_peak_bytes));
-    text.counter("bitnetd_memory_oom_kills_total", "Processes of the control group killed for memory.")
+    text.counter("bitnetd_memory_oom_kills_total", "Of the group, killed for memory.")
         .unlabelled(bytes(memory.oom_kills));
 }
 
 fn pressure(text: &mut Exposition, cpu: &Cpu, memory: &Memory) {
-    let mut family = text.gauge("bitnetd_pressure_ratio", "Share of time that tasks waited for a resource.");
+    let mut family = text.gauge("bitnetd_pressure_ratio", "Share of time that tasks waited.");
     for (resource, found) in [("cpu", cpu.pressure), ("memory", memory.pressure)] {
         let Some(Pressure { some_10s, some_60s, full_10s }) = found else { continue };
         let labels = |kind, window| [("resource", resource), ("kind", kind), ("window", window)];
@@ -328,17 +331,16 @@ fn pressure(text: &mut Exposition, cpu: &Cpu, memory: &Memory) {
 fn mqtt(text: &mut Exposition, link: &MqttLink) {
     text.gauge("bitnetd_mqtt_connected", "Whether the broker is connected.").count(link.connected.into());
     text.counter("bitnetd_mqtt_connects_total", "Connections made.").count(link.connects);
-    text.counter("bitnetd_mqtt_sessions_lost_total", "Connections without a session at the broker.")
+    text.counter("bitnetd_mqtt_sessions_lost_total", "Connections without a session.")
         .count(link.sessions_lost);
-    text.gauge("bitnetd_mqtt_outbox", "Replies that the broker has not acknowledged.").count(link.outbox);
+    text.gauge("bitnetd_mqtt_outbox", "Replies not acknowledged yet.").count(link.outbox);
     text.gauge("bitnetd_mqtt_waiting", "Prompts of the broker without an answer.").count(link.waiting);
     text.counter("bitnetd_mqtt_subscriptions_lost_total", "Subscriptions that were missing.")
         .count(link.subscriptions_lost);
     text.counter("bitnetd_mqtt_duplicates_total", "Prompts that the broker delivered again.")
         .count(link.duplicates);
     text.counter("bitnetd_mqtt_resent_total", "Prompts given a stored answer.").count(link.resent);
-    text.counter("bitnetd_mqtt_dropped_total", "Replies given up, and prompts ignored in a flood.")
-        .count(link.dropped);
+    text.counter("bitnetd_mqtt_dropped_total", "Replies given up, prompts ignored.").count(link.dropped);
     text.gauge("bitnetd_mqtt_durable", "Whether answers outlive a crash.").count(link.durable.into());
 }
 

@@ -6,6 +6,8 @@ mod constrained;
 mod parallel;
 mod peak_compute;
 mod report;
+mod speculation;
+mod texts;
 
 use crate::cli::model_args::ModelArgs;
 use crate::cli::{Failure, host, print};
@@ -19,8 +21,8 @@ use bandwidth::BandwidthProbe;
 use clap::builder::PossibleValuesParser;
 use peak_compute::ComputeProbe;
 use report::{
-    BenchReport, ConstrainedTimes, MeasuredTime, ParallelTimes, ShortlistSummary, TimeShares, TunedThreads,
-    summary, table,
+    BenchReport, ConstrainedTimes, MeasuredTime, ParallelTimes, ShortlistSummary, SpeculationTimes,
+    TimeShares, TunedThreads, summary, table,
 };
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -64,6 +66,9 @@ pub(in crate::cli) struct Bench {
     /// joins running answers delays them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     parallel: Option<u8>,
+    /// Also compare speculation with decoding without it, for answers that echo a document, quote, and do neither
+    #[arg(long)]
+    speculate: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -100,6 +105,8 @@ struct Rounds {
     constrained: Option<ConstrainedTimes>,
     /// `None` where it was not asked for.
     parallel: Option<ParallelTimes>,
+    /// Empty where it was not asked for.
+    speculation: Vec<SpeculationTimes>,
     /// Whether the numbers of threads were still being tuned when the first round began.
     was_tuning: bool,
 }
@@ -142,6 +149,7 @@ fn report(engine: &Engine, args: &Bench, measured: Rounds) -> BenchReport {
         screen: measured.screen,
         constrained: measured.constrained,
         parallel: measured.parallel,
+        speculation: measured.speculation,
         read_speed: decode.median * bytes_read,
         bandwidth_share,
         memory_bandwidth: summary(bandwidth),
@@ -227,6 +235,9 @@ fn measure(engine: &Engine, args: &Bench) -> Result<Rounds, Failure> {
         };
         parallel::measure(engine, settings)
     });
+    if args.speculate {
+        measured.speculation = speculation::measure(engine, args.repeat)?;
+    }
     Ok(measured)
 }
 
@@ -295,6 +306,7 @@ impl Rounds {
             cache_bytes: 0,
             constrained: None,
             parallel: None,
+            speculation: Vec::new(),
             was_tuning: false,
         }
     }

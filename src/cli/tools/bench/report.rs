@@ -151,6 +151,27 @@ pub(super) struct ParallelTimes {
     pub join: JoinTimes,
 }
 
+/// An answer whose tokens are given, decoded with speculation and without.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct SpeculationTimes {
+    /// What kind of answer it is.
+    pub kind: &'static str,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer.
+    pub tokens: usize,
+    /// Tokens that were proposed during it.
+    pub proposed_tokens: usize,
+    /// Those of them that were accepted.
+    pub accepted_tokens: usize,
+    /// Tokens per second without speculation.
+    pub without: Summary,
+    /// Tokens per second with it.
+    pub with: Summary,
+    /// The second by the first, of each round.
+    pub speedup: Summary,
+}
+
 /// A prompt that is read while other answers are decoded.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct JoinTimes {
@@ -226,6 +247,8 @@ pub(super) struct BenchReport {
     pub constrained: Option<ConstrainedTimes>,
     /// `None` without `--parallel`.
     pub parallel: Option<ParallelTimes>,
+    /// Empty without `--speculate`.
+    pub speculation: Vec<SpeculationTimes>,
     /// Bytes of both per second of decoding, median.
     pub read_speed: f64,
     /// Memory bandwidth of the same threads, in bytes per second.
@@ -301,6 +324,7 @@ pub(super) fn table(report: &BenchReport) -> String {
     if let Some(times) = report.parallel {
         parallel(&mut out, times);
     }
+    report.speculation.iter().for_each(|times| speculation(&mut out, times));
     if let Some(time) = report.hand_over {
         write(&mut out, format_args!("{:<18} {time:>10.1} microseconds", "handing over a job"));
     }
@@ -377,6 +401,19 @@ fn parallel(out: &mut String, times: ParallelTimes) {
     );
     let (name, ratio) = ("prompt beside them", join.prompt_speed_ratio.median);
     write(out, format_args!("{name:<18} {ratio:>10.2} of its speed alone, beside {} answers", join.running));
+}
+
+fn speculation(out: &mut String, times: &SpeculationTimes) {
+    let SpeculationTimes { kind, tokens, proposed_tokens, accepted_tokens, .. } = times;
+    let [with, without, speedup] = [times.with, times.without, times.speedup].map(|spread| spread.median);
+    let name = format!("speculation, {kind}");
+    write(
+        out,
+        format_args!(
+            "{name:<18} {with:>8.2} tokens/s, {speedup:.2} times without ({without:.2}); {accepted_tokens} of \
+             {proposed_tokens} proposed tokens accepted, {tokens} in all"
+        ),
+    );
 }
 
 fn parts(out: &mut String, report: &BenchReport) {

@@ -6,7 +6,7 @@
 use super::allowed::AllowedTokens;
 use super::shortlist::Shortlist;
 use crate::engine::model::timings::TimedPart;
-use crate::engine::model::{MAX_SEQUENCES, Model, State};
+use crate::engine::model::{MAX_LOGITS, Model, State};
 use crate::engine::ops;
 use crate::engine::thread_pool::MatrixMut;
 use std::ops::Range;
@@ -108,17 +108,19 @@ impl Model {
     }
 
     /// Computes the logits that are wanted, each row of the head and of the shortlist being read once for all requests.
-    /// Those of request `i` are then [`State::logits_of`] `i`. They do not depend on the other requests.
+    /// Those of request `i` are then [`State::logits_of`] `i`. They do not depend on the requests for other sequences, and
+    /// of several for one sequence each gets what it would get in a call of its own after the one before.
     ///
     /// # Panics
-    /// With more requests than the state has sequences.
+    /// With more requests than [`State::logit_rows`].
     pub fn compute_logits(&self, requests: &[LogitsRequest<'_>], state: &mut State) {
-        assert!(requests.len() <= state.sequences());
+        assert!(requests.len() <= state.logit_rows());
         state.stopwatch.start(&self.pool);
-        let mut reads = [HeadRead::default(); MAX_SEQUENCES];
+        let mut reads = [HeadRead::default(); MAX_LOGITS];
         for (index, request) in requests.iter().enumerate() {
             self.final_norm(index, request.row, state);
             reads[index] = self.head_read(request, state);
+            state.full_scans_after[index] = state.sequences[request.sequence].full_scans_in_a_row;
         }
         state.stopwatch.lap(TimedPart::Between, &self.pool);
         let reads = &mut reads[..requests.len()];
@@ -147,8 +149,7 @@ impl Model {
         if request.reach.is_none() || self.weights.shortlist.is_none() {
             return HeadRead::Whole;
         }
-        let scans = state.sequences[request.sequence].full_scans_in_a_row;
-        let is_tried = state.shortlist_stats.misses == 0 && scans < MAX_FULL_SCANS_IN_A_ROW;
+        let is_tried = uses_shortlist(request, state);
         state.shortlist_stats.scans += u64::from(!is_tried);
         if is_tried { HeadRead::Shortlist } else { HeadRead::Whole }
     }
@@ -159,7 +160,9 @@ impl Model {
         let queries = self.score_coarse(shortlist, reads, state);
         for (index, request) in requests.iter().enumerate() {
             let Some(query) = &queries[index] else { continue };
-            let is_settled = self.shortlist_logits(shortlist, index, query, request, state);
+            // An earlier request of this call may have shown that the shortlist is of no use.
+            let is_settled = uses_shortlist(request, state)
+                && self.shortlist_logits(shortlist, index, query, request, state);
             let full_scans = &mut state.sequences[request.sequence].full_scans_in_a_row;
             if is_settled {
                 state.shortlist_stats.tokens += 1;
@@ -171,9 +174,10 @@ impl Model {
                 }
             } else {
                 state.shortlist_stats.scans += 1;
-                *full_scans += 1;
+                *full_scans = (*full_scans + 1).min(MAX_FULL_SCANS_IN_A_ROW);
                 reads[index] = HeadRead::Whole;
             }
+            state.full_scans_after[index] = state.sequences[request.sequence].full_scans_in_a_row;
         }
     }
 
@@ -275,4 +279,10 @@ impl Model {
         stats.misses += u64::from(!agrees);
         agrees
     }
+}
+
+/// Whether the shortlist is tried for a request.
+fn uses_shortlist(request: &LogitsRequest<'_>, state: &State) -> bool {
+    let scans = state.sequences[request.sequence].full_scans_in_a_row;
+    state.shortlist_stats.misses == 0 && scans < MAX_FULL_SCANS_IN_A_ROW
 }

@@ -29,7 +29,7 @@ fn every_known_key_is_translated() {
             "max_completion_tokens": 1000.0, "temperature": 1, "top_p": 0.5, "n": 2.0, "seed": -1, "stop": "end",
             "presence_penalty": 1.5, "frequency_penalty": -2, "logit_bias": { "5": -100 }, "logprobs": true,
             "top_logprobs": 2, "stream": true, "top_k": 40.0, "min_p": 0.1, "repetition_penalty": 1.1,
-            "timeout_ms": 1000, "priority": "high", "cache": false, "tools": [tool()], "tool_choice": "required",
+            "timeout_ms": 1000, "priority": "high", "cache": false, "speculate": true, "tools": [tool()], "tool_choice": "required",
             "max_tokens": null, "response_format": null,
         })),
     );
@@ -40,7 +40,7 @@ fn every_known_key_is_translated() {
     assert_eq!((request.sampling.temperature, request.sampling.top_k), (Some(1.0), Some(40)));
     assert_eq!(request.sampling.logit_bias, [(5, -100.0)]);
     assert_eq!((request.logprobs, request.stop, request.stream), (Some(2), vec!["end".into()], true));
-    assert_eq!((request.priority, request.cache), (Priority::High, false));
+    assert_eq!((request.priority, request.cache, request.speculate), (Priority::High, false, Some(true)));
     assert_eq!(
         (request.tools[0].definition.to_string(), request.tool_choice),
         (TOOL.into(), ToolChoice::Required)

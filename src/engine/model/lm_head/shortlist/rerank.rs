@@ -8,7 +8,7 @@ use super::format::PART_ROWS;
 use super::{GROUP_ROWS, Shortlist, group_count};
 use crate::engine::kernels::{WithSimd, prefetch, prefetch_first_line};
 use crate::engine::model::lm_head::logits::{HeadRead, LogitsRequest, RescoreBuffers};
-use crate::engine::model::{MAX_SEQUENCES, Model, State};
+use crate::engine::model::{MAX_LOGITS, Model, State};
 use crate::engine::ops::{self, QuantizedRow};
 use crate::engine::quant::{RowBound, TWO_BIT_MAX_Q, packed_row};
 use std::ops::Range;
@@ -159,10 +159,10 @@ impl Model {
         shortlist: &Shortlist,
         reads: &[HeadRead],
         state: &mut State,
-    ) -> [Option<Query>; MAX_SEQUENCES] {
+    ) -> [Option<Query>; MAX_LOGITS] {
         let (dim, vocab, width) = (self.shape.dim, self.shape.vocab, packed_row(self.shape.dim) * 4);
         let State { final_hidden, scaled_hidden, logits, quantized, .. } = state;
-        let mut queries = [None; MAX_SEQUENCES];
+        let mut queries = [None; MAX_LOGITS];
         let listed = (0..reads.len()).filter(|index| reads[*index] == HeadRead::Shortlist);
         for (place, index) in listed.enumerate() {
             let x = &final_hidden[index * dim..(index + 1) * dim];
@@ -172,7 +172,7 @@ impl Model {
             queries[index] = Some(Query::new(scaled_hidden, q, place));
         }
         let queries_of = &queries[..reads.len()];
-        let mut sums = [0; MAX_SEQUENCES];
+        let mut sums = [0; MAX_LOGITS];
         queries_of.iter().flatten().for_each(|query| sums[query.place] = query.quantized.sum);
         let count = queries_of.iter().flatten().count();
         let (codes, sums) = (&quantized.q[..count * width], &sums[..count]);
