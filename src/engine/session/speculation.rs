@@ -163,8 +163,9 @@ impl PassCost {
     /// The cost of a pass of so many rows.
     fn of(self, rows: usize) -> f32 {
         let rows = rows as f32;
-        let pairs = self.measured.windows(2).map(|pair| (pair[0], pair[1]));
-        let (from, to) = pairs.clone().find(|(_, to)| rows <= to.0).or(pairs.last()).expect("two at least");
+        let mut pairs = self.measured.windows(2).map(|pair| (pair[0], pair[1]));
+        let (from, to) =
+            pairs.clone().find(|(_, to)| rows <= to.0).or(pairs.next_back()).expect("two at least");
         from.1 + (rows - from.0) * (to.1 - from.1) / (to.0 - from.0)
     }
 }

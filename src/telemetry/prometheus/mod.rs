@@ -110,8 +110,7 @@ fn word(value: &impl serde::Serialize) -> String {
 fn requests(text: &mut Exposition, requests: &Requests, cache: &CacheCounts) {
     let Requests { received, completed, refused, budget_exceeded, cancelled, timed_out, queued, running } =
         *requests;
-    text.counter("bitnetd_requests_received_total", "Requests received, over all transports.")
-        .count(received);
+    text.counter("bitnetd_requests_received_total", "Requests received.").count(received);
     text.counter("bitnetd_requests_completed_total", "Answered, whole or in part.").count(completed);
     text.counter("bitnetd_requests_refused_total", "Given an error.").count(refused);
     text.counter("bitnetd_requests_budget_exceeded_total", "Of the refused, for want of memory.")
@@ -129,8 +128,7 @@ fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
     text.counter("bitnetd_structured_requests_total", "Answered under a grammar.").count(requests);
     text.counter("bitnetd_structured_forced_tokens_total", "Tokens that a grammar forced.")
         .count(forced_tokens);
-    text.counter("bitnetd_structured_refused_total", "Refused because of their response_format.")
-        .count(refused);
+    text.counter("bitnetd_structured_refused_total", "Refused for their format.").count(refused);
     text.counter("bitnetd_structured_nothing_fits_total", "Sentences that fit no intent.")
         .count(nothing_fits);
 }
@@ -182,17 +180,16 @@ fn waiting_of(text: &mut Exposition, named: &[ClientWaiting], others: &[ClientWa
 
 fn http(text: &mut Exposition, calls: &HttpCalls) {
     let HttpCalls { openai, ollama, own, denied, ignored_keys } = *calls;
-    text.counter("bitnetd_http_calls_total", "Calls over HTTP, by the API of their path.")
+    text.counter("bitnetd_http_calls_total", "Calls over HTTP, by API.")
         .sample(&[("api", "openai")], Some(openai as f64))
         .sample(&[("api", "ollama")], Some(ollama as f64))
         .sample(&[("api", "own")], Some(own as f64));
-    text.counter("bitnetd_http_denied_total", "Of these, not allowed: host, origin or token.").count(denied);
-    text.counter("bitnetd_http_ignored_keys_total", "Keys of calls that are not known here.")
-        .count(ignored_keys);
+    text.counter("bitnetd_http_denied_total", "Of these, not allowed.").count(denied);
+    text.counter("bitnetd_http_ignored_keys_total", "Unknown keys of calls.").count(ignored_keys);
 }
 
 fn throughput(text: &mut Exposition, throughput: &Throughput) {
-    text.counter("bitnetd_tokens_total", "Tokens read (input) and generated (output).")
+    text.counter("bitnetd_tokens_total", "Tokens read and generated.")
         .sample(&[("type", "input")], Some(throughput.prompt_tokens as f64))
         .sample(&[("type", "output")], Some(throughput.completion_tokens as f64));
     text.gauge("bitnetd_prompt_tokens_per_second", "While reading prompts, since start.")
@@ -200,11 +197,11 @@ fn throughput(text: &mut Exposition, throughput: &Throughput) {
     text.gauge("bitnetd_tokens_per_second", "While generating, since start.")
         .unlabelled(throughput.tokens_per_second);
     let Some(ShortlistCounts { tokens, rows, scans, checks, misses }) = throughput.screen else { return };
-    text.counter("bitnetd_screen_tokens_total", "Tokens chosen through the screened head.").count(tokens);
+    text.counter("bitnetd_screen_tokens_total", "Tokens chosen by screening.").count(tokens);
     text.counter("bitnetd_screen_rows_total", "Rows of the head read for them.").count(rows);
     text.counter("bitnetd_screen_scans_total", "Times the whole head was read.").count(scans);
     text.counter("bitnetd_screen_checks_total", "Comparisons with the whole head.").count(checks);
-    text.counter("bitnetd_screen_misses_total", "Comparisons that found another best token.").count(misses);
+    text.counter("bitnetd_screen_misses_total", "Of these, with another token.").count(misses);
 }
 
 /// The labels for method, source and scope of a reading.
@@ -278,9 +275,9 @@ fn reasons(text: &mut Exposition, name: &'static str, help: &'static str, found:
 
 fn cpu(text: &mut Exposition, cpu: &Cpu) {
     let ratio = |percent: Option<f32>| percent.map(|percent| f64::from(percent) / 100.0);
-    text.gauge("bitnetd_host_cpu_ratio", "Load of all processors, 1 being all of them.")
+    text.gauge("bitnetd_host_cpu_ratio", "Load of all processors; 1 is all.")
         .unlabelled(ratio(cpu.host_percent));
-    text.gauge("bitnetd_process_cpu_ratio", "Load by this process, 1 being one processor.")
+    text.gauge("bitnetd_process_cpu_ratio", "By this process; 1 is one processor.")
         .unlabelled(ratio(cpu.process_percent));
     text.gauge("bitnetd_threads", "Threads of this process.")
         .unlabelled(cpu.threads.map(|threads| threads as f64));
@@ -306,9 +303,9 @@ fn memory(text: &mut Exposition, memory: &Memory) {
     text.gauge("bitnetd_memory_host_total_bytes", "Of the host.").unlabelled(bytes(memory.host_total_bytes));
     text.gauge("bitnetd_memory_host_available_bytes", "Of the host, free for use.")
         .unlabelled(bytes(memory.host_available_bytes));
-    text.gauge("bitnetd_memory_limit_enforced", "Whether the kernel limits this process.")
+    text.gauge("bitnetd_memory_limit_enforced", "Whether the kernel limits it.")
         .count(memory.memory_limit_enforced.into());
-    text.gauge("bitnetd_memory_group_bytes", "Of the control group, pages of files included.")
+    text.gauge("bitnetd_memory_group_bytes", "Of the control group, with files.")
         .unlabelled(bytes(memory.group_bytes));
     text.gauge("bitnetd_memory_group_peak_bytes", "The most that the group had.")
         .unlabelled(bytes(memory.group_peak_bytes));
@@ -337,8 +334,7 @@ fn mqtt(text: &mut Exposition, link: &MqttLink) {
     text.gauge("bitnetd_mqtt_waiting", "Prompts of the broker without an answer.").count(link.waiting);
     text.counter("bitnetd_mqtt_subscriptions_lost_total", "Subscriptions that were missing.")
         .count(link.subscriptions_lost);
-    text.counter("bitnetd_mqtt_duplicates_total", "Prompts that the broker delivered again.")
-        .count(link.duplicates);
+    text.counter("bitnetd_mqtt_duplicates_total", "Prompts delivered again.").count(link.duplicates);
     text.counter("bitnetd_mqtt_resent_total", "Prompts given a stored answer.").count(link.resent);
     text.counter("bitnetd_mqtt_dropped_total", "Replies given up, prompts ignored.").count(link.dropped);
     text.gauge("bitnetd_mqtt_durable", "Whether answers outlive a crash.").count(link.durable.into());
