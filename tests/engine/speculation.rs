@@ -91,7 +91,7 @@ fn answers_are_the_same_with_every_kernel_and_every_way_to_choose() {
         let is_fastest = kernels.name() == Kernels::detect().name();
         let count = if is_fastest && !is_slow { usize::MAX } else { 2 };
         for (number, sampling) in samplings().into_iter().enumerate().take(count) {
-            let base = options(sampling, if is_slow { 40 } else { 100 });
+            let base = options(sampling, if is_slow { 60 } else { 100 });
             for logprobs in [None, Some(2)] {
                 let place = format!("{}, sampling {number}, {logprobs:?}", kernels.name());
                 let options = GenerateOptions { logprobs, ..base.clone() };
@@ -99,8 +99,8 @@ fn answers_are_the_same_with_every_kernel_and_every_way_to_choose() {
                 (proposed, accepted) = (proposed + counts.0, accepted + counts.1);
             }
         }
-        // With the reference kernels a row costs nearly a pass, so that hardly anything is worth proposing.
-        let is_used = kernels.name() == "scalar" || accepted > 0 && (accepted < proposed || is_slow);
+        // With the others few answers are compared, in which every proposal may have been right.
+        let is_used = accepted > 0 && (accepted < proposed || !is_fastest || is_emulated());
         assert!(is_used, "{}: {accepted} of {proposed}", kernels.name());
     }
 }
