@@ -133,7 +133,7 @@ fn assert_same(found: &(Answer, Vec<String>, usize), alone: &(Answer, Vec<String
 #[test]
 fn an_answer_that_is_suspended_after_every_token_is_the_one_without() {
     let engine = engine();
-    for (name, options) in kinds(&engine).into_iter().step_by(if is_emulated() { 3 } else { 1 }) {
+    for (name, options) in kinds(&engine).into_iter().step_by(if is_emulated() { 4 } else { 1 }) {
         for length in if is_emulated() { vec![130] } else { vec![1, 130] } {
             let prompt = prompt(&engine, length);
             let alone =
