@@ -127,7 +127,7 @@ pub struct Engine {
     layout: Layout,
     cache: KvCacheFormat,
     notes: Vec<String>,
-    /// The folder for what is derived from the model; `None` where nothing is kept.
+    /// The folder for what is derived from the model; `None` where nothing is stored.
     cache_folder: Option<PathBuf>,
     /// The files that weights are read from. They are not kept alive: a file that is not read any more may go.
     files: Vec<Weak<FileMap>>,

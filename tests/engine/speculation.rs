@@ -234,7 +234,7 @@ fn forced_tokens_with_log_probabilities_share_a_pass() {
 }
 
 #[test]
-fn answers_in_company_are_the_same_with_and_without() {
+fn answers_at_the_same_time_are_the_same_with_and_without() {
     let engine = engine(Kernels::detect().name(), 2);
     let constraint = engine.grammars().expect("sound").compile(&grammars()[0]).expect("sound");
     let (text, script) = scripted(&engine, &[]);
@@ -257,10 +257,10 @@ fn answers_in_company_are_the_same_with_and_without() {
         .collect();
     let alone: Vec<Answer> = jobs.iter().map(|job| answer(&engine, &job.prompt, &job.options).0).collect();
     for slots in [1, 2, 4, 16] {
-        let company = together(&mut engine.shared_session(CONTEXT, slots), &speculating);
-        let accepted: usize = company.iter().map(|answer| answer.accepted).sum();
-        for (at, (company, alone)) in company.iter().zip(&alone).enumerate() {
-            assert_same(company, alone, &format!("{slots} slots, job {at}"));
+        let joint = together(&mut engine.shared_session(CONTEXT, slots), &speculating);
+        let accepted: usize = joint.iter().map(|answer| answer.accepted).sum();
+        for (at, (joint, alone)) in joint.iter().zip(&alone).enumerate() {
+            assert_same(joint, alone, &format!("{slots} slots, job {at}"));
         }
         assert!(accepted > 0 || slots == 16, "{slots}");
     }

@@ -1,7 +1,6 @@
 //! Blocks of the KV cache that are read from disk, and those that are still to be written to it.
 
 use super::Session;
-use crate::engine::model::KV_BLOCK;
 use crate::engine::prefix_cache::Parent;
 use crate::engine::prefix_store::{BlockHash, PrefixStore};
 use std::collections::VecDeque;
@@ -43,7 +42,7 @@ impl DiskPrefixes {
 }
 
 impl Session<'_> {
-    /// Writes one block that is not on disk yet; `false` where there is none, or nothing is kept on disk. What is written
+    /// Writes one block that is not on disk yet; `false` where there is none, or nothing is stored on disk. What is written
     /// is only the contents of the cache, which lasts milliseconds: for when nothing is to be computed.
     pub fn store_block(&mut self) -> bool {
         let Session { disk: Some(disk), blocks, state, .. } = self else { return false };
@@ -80,7 +79,6 @@ impl Session<'_> {
         let parent = blocks.register(block, slot_state.parent, slot_state.findable, slot_state.next_block());
         slot_state.note_found(parent);
         state.push_full_block(slot, block);
-        debug_assert_eq!(state.len_of(slot) % KV_BLOCK, 0);
         true
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct AnswerSlot {
     /// How many of its blocks others can find, and what the next of them comes behind.
     pub findable: usize,
     pub parent: Parent,
-    /// The hash of what the next of them comes behind; `None` where nothing is kept on disk.
+    /// The hash of what the next of them comes behind; `None` where nothing is stored on disk.
     hash: Option<BlockHash>,
     /// Whose texts it shares beginnings with.
     pub scope: u128,
