@@ -283,11 +283,23 @@ impl Client {
         self.end().await
     }
 
-    /// Sends a request that never ends, see [`Folder::endless`], and waits until it runs.
+    /// Sends a request that never ends, see `endless`, and waits until tokens of it are computed. They are not
+    /// streamed: a test that the machine leaves without a processor for half a second would not read them, and the daemon
+    /// cancels requests of clients that do not read.
     pub async fn keep_busy(&mut self) {
-        self.request(&[json!({"id": "busy", "prompt": "go", "stream": true})]).await;
-        let event = self.event().await;
-        assert_eq!((&event["event"], &event["id"]), (&json!("token"), &json!("busy")), "{event}");
+        let before = self.decoding_steps().await;
+        self.request(&[json!({"id": "busy", "prompt": "go"})]).await;
+        let begun = async {
+            while self.decoding_steps().await <= before {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, begun).await.expect("the request runs in time");
+    }
+
+    async fn decoding_steps(&mut self) -> u64 {
+        let report = self.ask(json!({"telemetry": true})).await;
+        report["decoding"]["steps"].as_u64().unwrap_or_else(|| panic!("{report}"))
     }
 
     /// Cancels what [`Client::keep_busy`] began.

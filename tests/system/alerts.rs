@@ -12,14 +12,7 @@ const QUIET: &str = "temperature_c = 0\nthrottled = false\nunder_voltage = false
 
 /// The alerts that the report over the socket names.
 async fn raised(client: &mut Client) -> Value {
-    client.send("{\"telemetry\":true}\n").await;
-    // Whatever else is streamed comes between.
-    loop {
-        let said = client.event().await;
-        if said["event"] == "telemetry" {
-            return said["alerts"].clone();
-        }
-    }
+    client.ask(json!({"telemetry": true})).await["alerts"].clone()
 }
 
 /// The lines of the log about this alert's changes.

@@ -100,10 +100,13 @@ async fn ten_thousand_requests_wait_and_the_next_is_refused_with_a_time_to_retry
     }
     let mut late = daemon.client().await;
     // A late request that arrived before the others would take the slot of one of them.
-    while late.ask(json!({"telemetry": true})).await["requests"]["queued"] != json!(depth) {
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    }
-    let refused = queue_is_full(&mut late).await;
+    let all_wait = async {
+        while late.ask(json!({"telemetry": true})).await["requests"]["queued"] != json!(depth) {
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    timeout(PATIENCE, all_wait).await.expect("all of them wait in time");
+    let refused = timeout(PATIENCE, queue_is_full(&mut late)).await.expect("a refusal in time");
     assert!(refused["retry_after_ms"].as_u64().is_some_and(|ms| ms > 0), "{refused}");
     println!("{depth} waiting: {} KiB at most", peak_kib(&daemon.process));
     busy.cancel_busy().await;
