@@ -2,6 +2,7 @@
 //!
 //! Deliberately knows nothing of text: token ids go in, logits come out.
 
+mod attention;
 mod forward;
 mod fused_rows;
 mod lm_head;

@@ -8,6 +8,7 @@
 
 mod choosing;
 mod disk;
+mod pacing;
 mod run;
 mod scoring;
 mod slots;
@@ -23,6 +24,7 @@ use crate::engine::prefix_store::PrefixStore;
 use crate::engine::sampler::SamplingParams;
 use crate::engine::tokenizer::Tokenizer;
 use disk::DiskPrefixes;
+use pacing::PromptPacing;
 use slots::AnswerSlot;
 use speculation::PassCost;
 use std::ops::ControlFlow;
@@ -42,6 +44,7 @@ pub struct Session<'e> {
     /// The blocks on disk, where the owner wants them.
     disk: Option<DiskPrefixes>,
     slots: Vec<AnswerSlot>, // [state.sequences()]
+    pacing: PromptPacing,
     /// Answers that were begun so far.
     begun: u64,
     /// What passes of several rows cost.
@@ -154,6 +157,7 @@ impl<'e> Session<'e> {
             blocks: PrefixCache::new(state.blocks()),
             finds_prefixes: true,
             disk: None,
+            pacing: PromptPacing::default(),
             slots: (0..slots).map(|_| AnswerSlot::new(context)).collect(),
             begun: 0,
             pass_cost: PassCost::of_kernels(model.kernels().name()),
