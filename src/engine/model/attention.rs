@@ -7,10 +7,11 @@
 //! What is computed for a token does not depend, to the bit, on the tokens that are computed with it.
 
 use super::forward::{MIN_SHARED_WORK, chunks};
-use super::state::{KV_BLOCK, KvCache, Sequence, State, TokenRow};
-use super::{Model, Shape, fused_rows};
+use super::state::{KV_BLOCK, KvCache, MAX_SEQUENCES, State, TokenRow};
+use super::{BATCH, Model, Shape, fused_rows};
 use crate::engine::kernels::prefetch;
 use crate::engine::quant::RowFormat;
+use crate::engine::thread_pool::{ColumnStripe, MatrixMut};
 use std::ops::Range;
 
 /// Positions of a sequence that are processed at a time: their keys and values of one head stay in the L2 cache.
@@ -22,26 +23,18 @@ const VALUES_PREFETCH_BYTES: usize = 2048;
 const MAX_HEADS_AT_ONCE: usize = 4;
 /// The most tokens that are computed together. With eight, most of the time is that of computing.
 const MAX_ROWS_AT_ONCE: usize = 8;
+/// The most tiles of a pass: whole ones, and one that is not whole for each sequence.
+const MAX_TILES: usize = BATCH / MAX_ROWS_AT_ONCE + MAX_SEQUENCES;
 
 /// Of a query head after some positions: the largest score, and the sum of the weights relative to it.
 type SoftmaxState = (f32, f32);
 
-/// The keys and values of one layer.
-#[derive(Clone, Copy)]
-struct LayerKeys<'a> {
-    layer: usize,
-    cache: &'a KvCache,
-    sequences: &'a [Sequence],
-}
-
-/// Query heads that share keys and values.
-#[derive(Clone, Copy)]
-struct HeadGroup {
-    kv_head: usize,
-    /// The first of their numbers in a row of queries.
+/// Rows of a pass that are computed together: neighbours of one sequence.
+#[derive(Clone, Copy, Default)]
+struct Tile<'a> {
+    /// The index of the first of them in the pass.
     first: usize,
-    /// How many numbers they are.
-    width: usize,
+    rows: &'a [TokenRow],
 }
 
 impl Model {
@@ -50,53 +43,29 @@ impl Model {
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
         let all_heads = heads * head_dim;
         let State { cache, sequences, rows, attn_or_ffn, .. } = state;
-        let (keys, rows) = (LayerKeys { layer, cache, sequences }, &rows[..n]);
+        let (cache, rows) = (&*cache, &rows[..n]);
         let (queries, attn_out) = attn_or_ffn.split_at_mut(n * all_heads);
-        let (queries, attn_out) = (&*queries, &mut attn_out[..n * all_heads]);
-        let together = self.heads_at_once(cache.format, n);
-        let (groups, width) = (heads / together, together * head_dim);
-        let kv_head = |group: usize| group * together * kv_heads / heads;
+        let width = head_dim * self.heads_at_once(cache.format, n);
+        let tiles = tiles_of(rows);
+        let mut left = &mut attn_out[..n * all_heads];
+        let outputs = tiles.map(|tile| {
+            let (of_tile, rest) = std::mem::take(&mut left).split_at_mut(tile.rows.len() * all_heads);
+            left = rest;
+            if tile.rows.is_empty() { MatrixMut::none() } else { MatrixMut::new(of_tile, all_heads) }
+        });
         let positions: usize = rows.iter().map(|row| row.position + 1).sum();
         // Products of floats that read two rows each: an eighth of a ternary matrix's pace.
         let is_small = all_heads * positions < MIN_SHARED_WORK / 8;
-        let at_once = self.rows_at_once(rows);
-        if at_once == 1 {
-            let grain = if is_small { groups * n } else { 1 };
-            self.pool.for_each_chunk(attn_out, width, grain, |index, out| {
-                let (row, group) = (index / groups, index % groups);
-                let group = HeadGroup { kv_head: kv_head(group), first: 0, width };
-                self.attend(&rows[row..=row], &queries[index * width..][..width], keys, group, out);
-            });
-            return;
-        }
-        let grain = all_heads * if is_small { n } else { at_once };
-        self.pool.for_each_stripe(attn_out, n * all_heads, grain, |mut stripe| {
-            let first = stripe.cols().start / all_heads;
-            for (first, out) in (first..).step_by(at_once).zip(stripe.row(0).chunks_mut(at_once * all_heads))
-            {
-                let (mut first, mut out) = (first, out);
-                let part = &rows[first..first + out.len() / all_heads];
-                for run in part.chunk_by(|a, b| a.sequence == b.sequence) {
-                    let (of_run, rest) = out.split_at_mut(run.len() * all_heads);
-                    let queries = &queries[first * all_heads..][..of_run.len()];
-                    for group in 0..groups {
-                        let group = HeadGroup { kv_head: kv_head(group), first: group * width, width };
-                        self.attend(run, queries, keys, group, of_run);
-                    }
-                    (first, out) = (first + run.len(), rest);
-                }
+        let grain = if is_small { n * all_heads } else { width };
+        self.pool.for_each_stripe_of(outputs, grain, |tile, mut stripe| {
+            let Tile { first, rows } = tiles[tile];
+            let queries = &queries[first * all_heads..][..rows.len() * all_heads];
+            for columns in chunks(stripe.cols(), width) {
+                let head = columns.start / head_dim * kv_heads / heads;
+                let keys = SequenceKeys { cache, layer, head, blocks: &sequences[rows[0].sequence].blocks };
+                self.attend(rows, queries, columns, &keys, &mut stripe);
             }
         });
-    }
-
-    /// How many rows are computed in one part of the work; one where no neighbours are of the same sequence.
-    fn rows_at_once(&self, rows: &[TokenRow]) -> usize {
-        if rows.windows(2).all(|pair| pair[0].sequence != pair[1].sequence) {
-            return 1;
-        }
-        // As many parts for each thread.
-        let parts = rows.len().div_ceil(MAX_ROWS_AT_ONCE).next_multiple_of(self.pool.active());
-        rows.len().div_ceil(parts)
     }
 
     /// How many query heads that share keys and values are computed in one pass over these; fewer where there would
@@ -111,40 +80,38 @@ impl Model {
         (1..=MAX_HEADS_AT_ONCE).rev().filter(fits).find(is_enough).unwrap_or(1)
     }
 
-    /// Attention of some heads of rows of one sequence, in one pass over the cache: the output is rescaled whenever a larger
-    /// score turns up, so that no row of scores is stored.
+    /// Attention of the rows of a tile, for heads that share their keys: `columns` are those of these heads in a row of all
+    /// heads, and of the stripe. There is one pass over the cache: the output is rescaled whenever a larger score turns up,
+    /// so that no row of scores is stored.
     /// Source of the method: online softmax (Milakov and Gimelshein, arXiv 1805.02867).
     fn attend(
         &self,
         rows: &[TokenRow],
         queries: &[f32], // [rows, heads, head_dim]
-        keys: LayerKeys<'_>,
-        group: HeadGroup,
-        out: &mut [f32], // [rows, heads, head_dim]
+        columns: Range<usize>,
+        keys: &SequenceKeys<'_>,
+        out: &mut ColumnStripe<'_, f32>,
     ) {
-        let stride = queries.len() / rows.len();
-        let columns = group.first..group.first + group.width;
+        let all_heads = queries.len() / rows.len();
+        let of_stripe = columns.start - out.cols().start..columns.end - out.cols().start;
         let mut sums = [[(f32::NEG_INFINITY, 0.0); MAX_HEADS_AT_ONCE]; MAX_ROWS_AT_ONCE];
+        let mut scores = [0.0f32; MAX_HEADS_AT_ONCE * POSITIONS];
         let longest = rows.iter().map(|row| row.position + 1).max().unwrap_or(0);
-        let keys = SequenceKeys {
-            cache: keys.cache,
-            layer: keys.layer,
-            head: group.kv_head,
-            blocks: &keys.sequences[rows[0].sequence].blocks,
-        };
-        out.chunks_exact_mut(stride).for_each(|out| out[columns.clone()].fill(0.0));
+        (0..rows.len()).for_each(|row| out.row(row)[of_stripe.clone()].fill(0.0));
         for positions in chunks(0..longest, POSITIONS) {
-            let each = queries.chunks_exact(stride).zip(out.chunks_exact_mut(stride));
-            for ((row, sums), (queries, out)) in rows.iter().zip(&mut sums).zip(each) {
+            let each = rows.iter().zip(queries.chunks_exact(all_heads)).zip(&mut sums);
+            for (index, ((row, queries), sums)) in each.enumerate() {
                 let positions = positions.start..positions.end.min(row.position + 1);
                 if !positions.is_empty() {
-                    let (queries, out) = (&queries[columns.clone()], &mut out[columns.clone()]);
-                    self.attend_to_positions(queries, &keys, positions, sums, out);
+                    let (queries, out) = (&queries[columns.clone()], &mut out.row(index)[of_stripe.clone()]);
+                    let scores = &mut scores[..queries.len() / self.shape.head_dim * positions.len()];
+                    self.attend_to_positions(queries, keys, positions, scores, sums, out);
                 }
             }
         }
-        for (out, sums) in out.chunks_exact_mut(stride).zip(sums) {
-            for (out, (_, total)) in out[columns.clone()].chunks_exact_mut(self.shape.head_dim).zip(sums) {
+        for (row, sums) in sums[..rows.len()].iter().enumerate() {
+            let heads = out.row(row)[of_stripe.clone()].chunks_exact_mut(self.shape.head_dim);
+            for (out, (_, total)) in heads.zip(sums) {
                 out.iter_mut().for_each(|x| *x /= total);
             }
         }
@@ -156,16 +123,14 @@ impl Model {
         queries: &[f32], // [heads, head_dim]
         keys: &SequenceKeys<'_>,
         positions: Range<usize>,
+        scores: &mut [f32], // [heads, positions.len()], overwritten
         sums: &mut [SoftmaxState; MAX_HEADS_AT_ONCE],
         out: &mut [f32], // [heads, head_dim]
     ) {
         let head_dim = self.shape.head_dim;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let mut scores = [0.0f32; MAX_HEADS_AT_ONCE * POSITIONS];
-        let count = positions.len();
-        let scores = &mut scores[..queries.len() / head_dim * count];
         self.attention_scores(queries, keys, positions.clone(), scores);
-        let each = scores.chunks_exact_mut(count).zip(out.chunks_exact_mut(head_dim));
+        let each = scores.chunks_exact_mut(positions.len()).zip(out.chunks_exact_mut(head_dim));
         for ((scores, out), (max_before, total)) in each.zip(sums) {
             let softmax =
                 fused_rows::OnlineSoftmax { scores, scale, max_before: *max_before, total: *total, out };
@@ -223,6 +188,20 @@ impl Model {
             self.kernels.weighted_sum_batch(format, piece.values, of_piece, head_dim, out);
         }
     }
+}
+
+/// Cuts rows into tiles of one sequence each, about equally long ones where a sequence has many rows. Unused tiles are empty.
+fn tiles_of(rows: &[TokenRow]) -> [Tile<'_>; MAX_TILES] {
+    let mut tiles = [Tile::default(); MAX_TILES];
+    let (mut count, mut first) = (0, 0);
+    for run in rows.chunk_by(|a, b| a.sequence == b.sequence) {
+        let parts = run.len().div_ceil(MAX_ROWS_AT_ONCE);
+        for rows in run.chunks(run.len().div_ceil(parts)) {
+            tiles[count] = Tile { first, rows };
+            (count, first) = (count + 1, first + rows.len());
+        }
+    }
+    tiles
 }
 
 /// The keys and values of one head of a sequence.
