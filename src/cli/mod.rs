@@ -25,7 +25,7 @@ use clap::{Parser, Subcommand};
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read, Write};
-use tools::{bench, convert, logits, perplexity, tokenize};
+use tools::{bench, convert, eval, logits, perplexity, tokenize};
 
 /// Why a command failed, in one line, and its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +86,7 @@ enum Command {
     Logits(logits::Logits),
     Convert(convert::Convert),
     Perplexity(perplexity::PerplexityArgs),
+    Eval(eval::Eval),
     Doctor(doctor::Doctor),
     Top(top::Top),
     CheckConfig(check_config::CheckConfig),
@@ -109,6 +110,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Logits(args) => logits::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Perplexity(args) => perplexity::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Top(args) => top::run(args),
         Command::CheckConfig(args) => check_config::run(args),

@@ -7,10 +7,12 @@
 mod alerts;
 mod broker;
 mod diff;
+mod governor;
 mod home;
 mod http;
 mod key_error;
 mod listen;
+mod profile;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -19,7 +21,9 @@ mod toml_schema;
 
 pub use alerts::Alerts;
 pub use diff::ConfigDiff;
+pub use governor::{DailyHours, Governor};
 pub use http::{Http, is_loopback};
+pub use profile::Profile;
 
 use crate::external_text::utf8;
 use std::fmt;
@@ -36,6 +40,8 @@ pub const DEFAULT_FILE: &str = "/etc/bitnetd/bitnetd.toml";
 /// All settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// `profile`; its values are in the settings already, except those that depend on the model.
+    pub profile: Option<Profile>,
     /// `[device]`
     pub device: Device,
     /// `[model]`
@@ -58,6 +64,8 @@ pub struct Config {
     pub defaults: Defaults,
     /// `[cache]`
     pub cache: Cache,
+    /// `[governor]`
+    pub governor: Governor,
     /// `[telemetry]`
     pub telemetry: Telemetry,
     /// `[alerts]`

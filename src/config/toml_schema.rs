@@ -7,9 +7,9 @@ use super::alerts::{AlertValue, switch, threshold};
 use super::key_error::{KeyError, KeyResult, within};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
-    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Defaults, Device, Head, Host,
-    Http, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry,
-    Tls, Wyoming, broker, http, listen, telemetry,
+    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Defaults, Device, Governor,
+    Head, Host, Http, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Profile,
+    Queue, Socket, Telemetry, Tls, Wyoming, broker, governor, http, listen, telemetry,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use std::time::Duration;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
+    profile: Option<String>,
     device: DeviceKeys,
     model: ModelKeys,
     budget: BudgetKeys,
@@ -29,6 +30,7 @@ pub(super) struct File {
     home: HomeKeys,
     defaults: DefaultsKeys,
     cache: CacheKeys,
+    governor: GovernorKeys,
     telemetry: TelemetryKeys,
     alerts: AlertsKeys,
     log: LogKeys,
@@ -151,6 +153,16 @@ pub(super) struct CacheKeys {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct GovernorKeys {
+    target_c: Option<f64>,
+    limit_watts: Option<f64>,
+    quiet_hours: Option<String>,
+    on_battery: Option<bool>,
+    reduced_percent: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetryKeys {
     interval_s: Option<u64>,
     idle_watts: Option<f64>,
@@ -203,11 +215,17 @@ impl File {
                 Some(line) => format!("{place}:{line}"),
                 None => place.to_owned(),
             },
-            message: format!("{section}.{key}: {message}"),
+            message: format!("{}{key}: {message}", section_prefix(section)),
         })
     }
 
-    fn checked(self, host: &Host) -> KeyResult<Config> {
+    fn checked(mut self, host: &Host) -> KeyResult<Config> {
+        let profile = Profile::checked(self.profile.as_deref())?;
+        if let Some(profile) = profile {
+            self.budget.threads.get_or_insert_with(|| profile.threads(host));
+            self.budget.memory_mb.get_or_insert_with(|| profile.memory_mb(host));
+            self.queue.depth.get_or_insert_with(|| profile.queue_depth());
+        }
         let (device, model, cache) =
             (self.device.checked(host)?, self.model.checked(host)?, self.cache.checked()?);
         if cache.disk_bytes > 0 && model.cache_dir.is_none() {
@@ -215,6 +233,7 @@ impl File {
             return Err(KeyError("cache", "disk_mb", reason.into()));
         }
         Ok(Config {
+            profile,
             model,
             budget: self.budget.checked(host)?,
             socket: self.socket.checked(host)?,
@@ -226,11 +245,17 @@ impl File {
             home: super::home::checked(self.home.enabled, self.home.constrain, self.home.file)?,
             defaults: Defaults { speculate: self.defaults.speculate.unwrap_or(true) },
             cache,
+            governor: self.governor.checked()?,
             telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,
             log: self.log.checked()?,
         })
     }
+}
+
+/// The name of a section before that of its key; keys before the first section have none.
+fn section_prefix(section: &str) -> String {
+    if section.is_empty() { String::new() } else { format!("{section}.") }
 }
 
 impl DeviceKeys {
@@ -488,6 +513,19 @@ impl HttpKeys {
     fn checked(self, host: &Host) -> KeyResult<Http> {
         let (hosts, origins) = (self.hosts.unwrap_or_default(), self.origins.unwrap_or_default());
         http::checked(self.listen.as_deref(), self.token_file, hosts, origins, self.body_kb, host)
+    }
+}
+
+impl GovernorKeys {
+    fn checked(self) -> KeyResult<Governor> {
+        let GovernorKeys { target_c, limit_watts, quiet_hours, on_battery, reduced_percent } = self;
+        governor::checked(governor::Written {
+            target_c,
+            limit_watts,
+            quiet_hours,
+            on_battery,
+            reduced_percent,
+        })
     }
 }
 

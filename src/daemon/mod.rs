@@ -7,6 +7,7 @@ mod admission;
 mod answer_cache;
 mod client_shares;
 mod commands;
+mod governor;
 mod home;
 mod home_intent;
 mod listeners;
@@ -28,7 +29,7 @@ mod worker;
 pub use memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, ServedOverTcp, TooLarge};
 pub use reload::ReadConfig;
 
-use crate::config::{Config, Head, I2sLayout, KvCachePrecision};
+use crate::config::{Config, Head, I2sLayout, KvCachePrecision, Profile};
 use crate::engine::description::ModelDescription;
 use crate::engine::error::LoadError;
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
@@ -130,14 +131,16 @@ pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, Memory
     let file = file.map_err(DaemonError::Model)?;
     let footprint = file.footprint();
     let (clients, allowed) = (ClientMemory::of(config, serves), MemoryBudget::of_config(config));
-    let plan = MemoryPlan::make(
-        &footprint,
-        file.shape().context,
-        config.model.context,
-        config.budget.parallel,
-        clients,
-        allowed,
-    );
+    let most_context = config.profile.map_or(usize::MAX, Profile::most_context);
+    let most_parallel = config.profile.map_or(usize::MAX, Profile::most_parallel);
+    let plan = |parallel| {
+        let own_context = file.shape().context.min(most_context);
+        MemoryPlan::make(&footprint, own_context, config.model.context, parallel, clients, allowed)
+    };
+    let plan = plan(config.budget.parallel).and_then(|automatic| {
+        let is_too_many = config.budget.parallel.is_none() && automatic.parallel > most_parallel;
+        if is_too_many { plan(Some(most_parallel)) } else { Ok(automatic) }
+    });
     plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
 }
 
@@ -350,6 +353,7 @@ impl Daemon {
             alerts,
             report_now: Arc::clone(report_now),
             queue_depth: self.settings.running.queue.depth,
+            governor: Arc::clone(&self.settings.governor),
         });
         let exporter = TextfileExporter::new(self.settings.textfile.subscribe());
         let interval = self.settings.interval.subscribe();

@@ -3,6 +3,7 @@
 //!
 //! Deliberately knows no engine: what it reports of the model is passed in.
 
+use super::governor::EffortGovernor;
 use super::locked;
 use super::memory_plan::MemoryPlan;
 use super::queue::Queue;
@@ -75,6 +76,7 @@ pub(super) struct HostSampler {
     pub report_now: Arc<Notify>,
     /// The queue's depth.
     pub queue_depth: usize,
+    pub governor: Arc<Mutex<EffortGovernor>>,
 }
 
 impl HostSampler {
@@ -83,7 +85,10 @@ impl HostSampler {
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = interval.tick() => self.sample(Instant::now()),
+                _ = interval.tick() => {
+                    self.sample(Instant::now());
+                    self.govern();
+                }
                 () = self.computing() => self.sample_power(Instant::now()),
             }
         }
@@ -116,6 +121,14 @@ impl HostSampler {
             self.report_now.notify_one();
             self.forward_alert(alert);
         }
+    }
+
+    fn govern(&self) {
+        let time = jiff::ZonedDateTime::now().time();
+        let minute = 60 * time.hour() as u16 + time.minute() as u16;
+        let (host, is_computing) = (self.telemetry.host(), self.queue.running.is_running());
+        let state = locked(&self.governor).control(&host, minute, is_computing, &self.queue.worker);
+        self.telemetry.set_governor(state);
     }
 
     /// The broker link takes alerts at any time, and keeps those that the broker cannot receive yet.

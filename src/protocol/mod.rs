@@ -18,9 +18,9 @@ pub mod wyoming;
 
 pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
 pub use report::{
-    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, HttpCalls, Latency, LatencyWindows, LogLines,
-    Memory, MqttLink, Percentiles, Pressure, Reading, Report, Requests, ShortlistCounts, StructuredOutput,
-    Thermal, Throttled, Throttling, Throughput,
+    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GovernorReason, GovernorState, HttpCalls,
+    Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles, Pressure, Reading, Report, Requests,
+    ShortlistCounts, StructuredOutput, Thermal, Throttled, Throttling, Throughput,
 };
 
 pub use request_id::RequestId;

@@ -32,6 +32,8 @@ pub struct Report {
     pub structured_output: StructuredOutput,
     /// Requests that are answered together.
     pub decoding: Decoding,
+    /// What the governor allows; null where it is off.
+    pub governor: Option<GovernorState>,
     /// How long the requests of each client waited: of the 16 busiest, then the sum of all others.
     pub waiting: Vec<ClientWaiting>,
     /// Calls over HTTP.
@@ -42,6 +44,33 @@ pub struct Report {
     pub alerts: Vec<String>,
     /// The log.
     pub log: LogLines,
+}
+
+/// How much the governor lets the daemon compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct GovernorState {
+    /// Threads that compute.
+    pub threads: usize,
+    /// The part of the time in which they do, in percent.
+    pub percent: u8,
+    /// Why it is no more.
+    pub reason: GovernorReason,
+}
+
+/// What limits how much is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GovernorReason {
+    /// Nothing does.
+    None,
+    /// The temperature of the processor.
+    Temperature,
+    /// The power of the board.
+    Power,
+    /// The time of day.
+    QuietHours,
+    /// The machine runs on its battery.
+    Battery,
 }
 
 /// What happened to log lines.

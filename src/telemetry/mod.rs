@@ -30,8 +30,8 @@ pub use waiting::WaitingCounters;
 
 use crate::config;
 use crate::protocol::{
-    CacheCounts, Code, Cpu, Done, Energy, FinishReason, LogLines, Memory, MqttLink, Reading, Report,
-    RequestEnergy, Requests, ShortlistCounts, Throttled,
+    CacheCounts, Code, Cpu, Done, Energy, FinishReason, GovernorState, LogLines, Memory, MqttLink, Reading,
+    Report, RequestEnergy, Requests, ShortlistCounts, Throttled,
 };
 use alerts::{Alert, Alerts, Conditions, PlannedMemory};
 use energy::{EnergyMark, Meter};
@@ -90,6 +90,7 @@ pub struct About {
 struct LastObserved {
     host: Snapshot,
     link: Option<MqttLink>,
+    governor: Option<GovernorState>,
 }
 
 /// A counter or a gauge. They are independent of each other, so relaxed ordering is enough.
@@ -243,6 +244,11 @@ impl Telemetry {
         locked(&self.last_observed).link = Some(link);
     }
 
+    /// Records what the governor allows; `None` where it is off.
+    pub fn set_governor(&self, state: Option<GovernorState>) {
+        locked(&self.last_observed).governor = state;
+    }
+
     /// Sets the rules of the alerts; before the first call all are switched off.
     pub fn set_alert_rules(&self, rules: config::Alerts) {
         locked(&self.alerts).set_rules(rules);
@@ -357,6 +363,7 @@ impl Telemetry {
             cache: CacheCounts { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
             structured_output: self.structured_output.counts(),
             decoding: self.decoding.counts(),
+            governor: seen.governor,
             waiting: self.waiting.counts(),
             http: self.http.counts(),
             mqtt: seen.link.clone(),

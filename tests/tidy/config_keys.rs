@@ -28,7 +28,8 @@ pub fn in_toml(text: &str) -> Keys {
 /// those that stand there once more.
 pub fn in_page(text: &str) -> (Keys, Keys) {
     let (mut keys, mut again) = (Keys::new(), Keys::new());
-    let mut section = None;
+    // Keys before the first section of the file stand before the first heading of a section.
+    let mut section = Some("");
     for (at, line) in text.lines().enumerate() {
         if let Some(heading) = line.strip_prefix("## ") {
             section = section_of(heading);

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use worker_controls::WorkerControls;
+pub(super) use worker_controls::WorkerControls;
 
 /// Time between two checks whether the queue has drained.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(10);

@@ -221,6 +221,7 @@ fn host() -> Snapshot {
     let (source, scope) = ("/dev/vcio".to_owned(), "board".to_owned());
     let pressure = Some(Pressure { some_10s: 25.0, some_60s: 12.5, full_10s: None });
     Snapshot {
+        is_on_battery: false,
         power: reading(4.5, "W", "/sys/p"),
         thermal: Thermal {
             cpu: reading(56.25, "°C", "/sys/t"),

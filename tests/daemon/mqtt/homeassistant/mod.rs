@@ -45,6 +45,7 @@ fn host() -> Snapshot {
     let (source, scope) = ("/dev/vcio".to_owned(), "board".to_owned());
     let now = Throttled { frequency_capped: true, ..Throttled::default() };
     Snapshot {
+        is_on_battery: false,
         power: reading(4.5, "W"),
         thermal: Thermal {
             cpu: reading(56.25, "°C"),
