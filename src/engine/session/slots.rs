@@ -225,8 +225,9 @@ impl Session<'_> {
         (*run, *ended, *row) = (None, None, None);
     }
 
-    /// Empties all slots and forgets all texts: whatever happened before no longer matters.
+    /// Empties all slots and forgets all texts: whatever happened before no longer matters, and is not written to disk.
     pub fn reset(&mut self) {
+        self.forget_unwritten();
         self.blocks.clear();
         for index in 0..self.slots.len() {
             self.state.clear(index);
@@ -369,7 +370,7 @@ impl Session<'_> {
             slot.note_findable(parent);
             // Another with the same contents is written itself.
             if let (Some(disk), Some(hash), true) = (&mut *disk, slot.hash, blocks.holds(block, parent)) {
-                disk.note_full(block, parent, hash);
+                disk.note_full(block, parent, hash, blocks);
             }
         }
     }
