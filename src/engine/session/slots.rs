@@ -13,6 +13,9 @@ use std::ops::ControlFlow;
 /// read the prompt slowly.
 const PROMPT_TOKENS_BESIDE_ANSWERS: usize = 8;
 
+/// In one of so many passes the oldest prompt is read first, so that short ones do not hold up a long one for ever.
+const OLDEST_FIRST_EVERY: u64 = 4;
+
 /// A place for one answer.
 #[derive(Debug)]
 pub(super) struct AnswerSlot {
@@ -264,6 +267,7 @@ impl Session<'_> {
 
     /// One pass over the tokens that are not in the KV cache yet, as many as fit; `false` where there are none.
     fn pass(&mut self, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) -> bool {
+        self.passes += 1;
         let (mut shares, loading) = self.rows_of_slots();
         if let Some(index) = loading {
             self.report_prefill(index, self.state.len_of(index), each);
@@ -295,8 +299,8 @@ impl Session<'_> {
         true
     }
 
-    /// How many tokens of each slot the next pass takes: of answers all that they have, then of prompts, the oldest
-    /// first, as many as fit. Also the slot whose prompt is being read from disk instead.
+    /// How many tokens of each slot the next pass takes: of answers all that they have, then of prompts as many
+    /// as fit. Also the slot whose prompt is being read from disk instead.
     fn rows_of_slots(&mut self) -> ([usize; MAX_SEQUENCES], Option<usize>) {
         let (mut shares, mut loading) = ([0; MAX_SEQUENCES], None);
         let mut left = self.state.batch();
@@ -309,7 +313,7 @@ impl Session<'_> {
         let is_beside_answers = left < self.state.batch();
         let mut left = if is_beside_answers { left.min(PROMPT_TOKENS_BESIDE_ANSWERS) } else { left };
         while left > 0
-            && let Some(index) = self.oldest_prompt(&shares)
+            && let Some(index) = self.next_prompt(&shares)
         {
             if self.find_prefix(index) {
                 loading = Some(index);
@@ -321,13 +325,18 @@ impl Session<'_> {
         (shares, loading)
     }
 
-    /// The slot whose prompt is read next, of those that have no share yet.
-    fn oldest_prompt(&self, shares: &[usize; MAX_SEQUENCES]) -> Option<usize> {
+    /// The slot whose prompt is read next, of those that have no share yet: the one of which the least is left, so that a
+    /// short prompt does not wait for long ones.
+    fn next_prompt(&self, shares: &[usize; MAX_SEQUENCES]) -> Option<usize> {
         let runs =
             self.slots.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.run.as_ref()?)));
         let is_reading = |index: usize| self.slots[index].is_reading(self.state.len_of(index));
         let prompts = runs.filter(|(index, _)| is_reading(*index) && shares[*index] == 0);
-        prompts.min_by_key(|(_, run)| run.number).map(|(index, _)| index)
+        let left = |index: usize| self.slots[index].tokens.len() - self.state.len_of(index);
+        let is_oldest_first = self.passes.is_multiple_of(OLDEST_FIRST_EVERY);
+        let next =
+            prompts.min_by_key(|(index, run)| (if is_oldest_first { 0 } else { left(*index) }, run.number));
+        next.map(|(index, _)| index)
     }
 
     /// Appends the blocks that hold the next tokens of a prompt already. Its last token is always read, since the logits
