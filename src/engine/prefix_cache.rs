@@ -62,6 +62,11 @@ impl PrefixCache {
         }
     }
 
+    /// How many blocks there are.
+    pub fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// How many blocks were ever written: the first ones.
     pub fn touched(&self) -> usize {
         self.touched
@@ -133,9 +138,10 @@ impl PrefixCache {
         }
     }
 
-    /// Forgets everything: all blocks are free.
+    /// Forgets everything: all blocks are free. What was registered before is never taken for what is registered later.
     pub fn clear(&mut self) {
-        *self = PrefixCache { touched: self.touched, ..PrefixCache::new(self.blocks.len()) };
+        let PrefixCache { touched, serials, .. } = *self;
+        *self = PrefixCache { touched, serials, ..PrefixCache::new(self.blocks.len()) };
     }
 }
 
@@ -230,5 +236,16 @@ mod tests {
         assert_eq!(read(&mut cache, START, &[1]).1, 0);
         cache.clear();
         assert_eq!(read(&mut cache, START, &[5]).1, 0);
+    }
+
+    #[test]
+    fn contents_from_before_everything_was_forgotten_are_not_taken_for_later_ones() {
+        let mut cache = PrefixCache::new(2);
+        let before = cache.allocate(None);
+        let contents = cache.register(before, START, 0, &[1]);
+        cache.clear();
+        let after = cache.allocate(None);
+        cache.register(after, START, 0, &[2]);
+        assert_eq!((before, cache.holds(after, contents)), (after, false));
     }
 }

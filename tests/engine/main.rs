@@ -25,6 +25,7 @@ mod shared_row_kernels;
 mod shortlist;
 mod speculation;
 mod structured_output;
+mod suspended_prefixes;
 mod suspension;
 mod synthetic;
 mod templates;

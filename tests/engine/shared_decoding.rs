@@ -146,6 +146,48 @@ fn a_second_question_behind_the_same_text_reads_its_own_tokens_only() {
 }
 
 #[test]
+fn a_second_question_behind_three_thousand_tokens_reads_at_most_a_block_besides_its_own() {
+    let file = ModelFile::open(&Source::File(crate::data("reference/b158-tiny.i2_s.gguf")), None);
+    let options = EngineOptions { threads: 2, ..EngineOptions::default() };
+    let engine = file.and_then(|file| file.load(&options)).expect("sound");
+    let shared = if is_emulated() { 600 } else { 3000 };
+    let context = shared + 400;
+    let options = GenerateOptions {
+        max_tokens: Some(5),
+        ignore_eos: true,
+        logprobs: Some(3),
+        ..GenerateOptions::default()
+    };
+    // Whatever of the last block is shared.
+    for more in [0, 7, 8, 63] {
+        let text: Vec<u32> = (0..shared as u32 + more).map(|i| (i * 11 + more + i % 13) % 500).collect();
+        let question = |number: u32| -> Vec<u32> { text.iter().copied().chain([number; 20]).collect() };
+        let mut session = engine.shared_session(context, 2);
+        assert_eq!(session.generate(&question(1), &options, go_on).expect("sound").cached, 0);
+        // Beside another answer a pass reads 4 to 12 tokens, so that passes count what is read.
+        let endless = GenerateOptions { max_tokens: Some(390), ..options.clone() };
+        session.begin(1, &[3], &endless).expect("sound");
+        session.step(|_, step| go_on(step));
+        session.begin(0, &question(2), &options).expect("sound");
+        let (mut passes, mut is_answered) = (0, false);
+        let answer = loop {
+            passes += usize::from(!is_answered);
+            session.step(|slot, step| {
+                is_answered |= slot == 0 && matches!(step, Step::Token(_));
+                ControlFlow::Continue(())
+            });
+            if let Some(answer) = session.take_answer(0) {
+                break answer.expect("sound");
+            }
+        };
+        assert!(passes <= (20 + KV_BLOCK).div_ceil(4), "{more}: {passes} passes");
+        assert!(question(2).len() - answer.cached <= 20 + KV_BLOCK, "{more}: {} found", answer.cached);
+        let alone = engine.session(context).generate(&question(2), &options, go_on).expect("sound");
+        assert_eq!((&answer.tokens, &answer.logprobs), (&alone.tokens, &alone.logprobs), "{more}");
+    }
+}
+
+#[test]
 fn prompts_that_begin_alike_and_come_at_once_are_read_once() {
     let engine = engine(Kernels::detect().name(), 2);
     let mut session = engine.shared_session(CONTEXT, 4);
@@ -230,4 +272,67 @@ fn an_answer_that_is_cancelled_leaves_the_others_alone() {
     session.reset();
     let again = session.generate(&prompts[0], &options, go_on).expect("sound");
     assert_eq!(again.cached, 0);
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_the_long_ones_before_it() {
+    let engine = engine(Kernels::detect().name(), 2);
+    let options = GenerateOptions { max_tokens: Some(200), ignore_eos: true, ..GenerateOptions::default() };
+    // Beside an answer, and without one.
+    for has_answer in [true, false] {
+        let mut session = engine.shared_session(CONTEXT, 5);
+        if has_answer {
+            session.begin(4, &[3], &options).expect("sound");
+            session.step(|_, step| go_on(step));
+        }
+        for slot in 0..3 {
+            let long: Vec<u32> = (0..380).map(|i| (i * 7 + slot as u32) % 500).collect();
+            session.begin(slot, &long, &options).expect("sound");
+        }
+        session.step(|_, step| go_on(step));
+        session.begin(3, &(40..60).collect::<Vec<u32>>(), &options).expect("sound");
+        let (mut passes, mut is_answered) = (0, false);
+        while !is_answered {
+            passes += 1;
+            session.step(|slot, step| {
+                is_answered |= slot == 3 && matches!(step, Step::Token(_));
+                ControlFlow::Continue(())
+            });
+        }
+        // Its own 20 tokens take three passes beside an answer; one goes to the oldest prompt.
+        assert!(passes <= if has_answer { 4 } else { 2 }, "{passes} passes");
+    }
+}
+
+#[test]
+fn a_long_prompt_is_read_although_short_ones_come_without_end() {
+    let engine = engine(Kernels::detect().name(), 2);
+    let options = GenerateOptions { max_tokens: Some(1), ignore_eos: true, ..GenerateOptions::default() };
+    let mut session = engine.shared_session(CONTEXT, 5);
+    let beside = GenerateOptions { max_tokens: Some(390), ..options.clone() };
+    session.begin(4, &[3], &beside).expect("sound");
+    session.step(|_, step| go_on(step));
+    let long: Vec<u32> = (0..300).map(|i| i * 7 % 500).collect();
+    session.begin(0, &long, &options).expect("sound");
+    let (mut passes, mut short) = (0, 0);
+    let answer = loop {
+        for slot in 1..4 {
+            // One that ended makes place for the next.
+            if session.take_answer(slot).is_some() || passes == 0 {
+                short += 1;
+                let prompt: Vec<u32> = (0..30).map(|i| (i * 3 + short) % 500).collect();
+                session.begin(slot, &prompt, &options).expect("sound");
+            }
+        }
+        passes += 1;
+        session.step(|_, step| go_on(step));
+        if let Some(answer) = session.take_answer(0) {
+            break answer.expect("sound");
+        }
+    };
+    let alone = engine.session(CONTEXT).generate(&long, &options, go_on).expect("sound");
+    assert_eq!(answer.tokens, alone.tokens);
+    // Eight tokens of every fourth pass.
+    assert!(passes <= 4 * 300_usize.div_ceil(8) + 4, "{passes} passes");
+    assert!(short > 20, "{short}");
 }

@@ -9,7 +9,7 @@ use bitnetd::engine::session::{Answer, GenerateOptions, Session, Step, StopReaso
 use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
 use std::ops::ControlFlow;
 
-const CONTEXT: usize = 320;
+pub const CONTEXT: usize = 320;
 
 fn engine() -> Engine {
     let options = EngineOptions {
@@ -20,20 +20,20 @@ fn engine() -> Engine {
     ModelFile::open(&Source::BuiltIn, None).and_then(|file| file.load(&options)).expect("sound")
 }
 
-fn prompt(engine: &Engine, length: u32) -> Vec<u32> {
+pub fn prompt(engine: &Engine, length: u32) -> Vec<u32> {
     (0..length).map(|i| (i * 7 + i * i % 5) % engine.model().shape().vocab as u32).collect()
 }
 
-fn go_on(_: Step<'_>) -> ControlFlow<()> {
+pub fn go_on(_: Step<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-fn greedy(max_tokens: usize) -> GenerateOptions {
+pub fn greedy(max_tokens: usize) -> GenerateOptions {
     GenerateOptions { max_tokens: Some(max_tokens), ignore_eos: true, ..GenerateOptions::default() }
 }
 
 /// Every kind of answer whose state could be lost, with a name.
-fn kinds(engine: &Engine) -> Vec<(&'static str, GenerateOptions)> {
+pub fn kinds(engine: &Engine) -> Vec<(&'static str, GenerateOptions)> {
     let schema = r#"{"type":"object","properties":{"a":{"enum":["one","two"]},"b":{"type":"integer"}},
         "required":["a","b"],"additionalProperties":false}"#;
     let source = GrammarSource::JsonSchema(schema.into());
@@ -77,7 +77,7 @@ fn kinds(engine: &Engine) -> Vec<(&'static str, GenerateOptions)> {
 
 /// Answers in the first slot with an interruption wherever `is_interrupted` says so for the number of the step; the
 /// answer, its pieces of text, and how many interruptions there were.
-fn interrupted(
+pub fn interrupted(
     session: &mut Session<'_>,
     prompt: &[u32],
     options: &GenerateOptions,
@@ -109,7 +109,7 @@ fn interrupted(
 }
 
 /// Fills the whole KV cache with other texts.
-fn evict(session: &mut Session<'_>) {
+pub fn evict(session: &mut Session<'_>) {
     for slot in 0..session.slots() {
         let other = vec![slot as u32 + 3; CONTEXT - 1];
         session.begin(slot, &other, &greedy(1)).expect("sound");
@@ -122,7 +122,7 @@ fn evict(session: &mut Session<'_>) {
     (0..session.slots()).for_each(|slot| session.release(slot));
 }
 
-fn assert_same(found: &(Answer, Vec<String>, usize), alone: &(Answer, Vec<String>, usize), place: &str) {
+pub fn assert_same(found: &(Answer, Vec<String>, usize), alone: &(Answer, Vec<String>, usize), place: &str) {
     let (answer, pieces, _) = found;
     assert_eq!(answer.tokens, alone.0.tokens, "{place}");
     assert_eq!((&answer.text, answer.end), (&alone.0.text, alone.0.end), "{place}");

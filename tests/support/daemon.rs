@@ -297,7 +297,8 @@ impl Client {
         timeout(PATIENCE, begun).await.expect("the request runs in time");
     }
 
-    async fn decoding_steps(&mut self) -> u64 {
+    /// Passes over the weights that were made so far.
+    pub async fn decoding_steps(&mut self) -> u64 {
         let report = self.ask(json!({"telemetry": true})).await;
         report["decoding"]["steps"].as_u64().unwrap_or_else(|| panic!("{report}"))
     }

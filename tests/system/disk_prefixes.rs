@@ -2,11 +2,11 @@
 //! while it writes is `BITNETD_DISK_KILLS`; 6 where it is not set, twice under emulation.
 
 use crate::daemon::{Client, Daemon, is_emulated};
-use crate::{Folder, until};
+use crate::{Folder, PATIENCE, data, until};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 fn settings(folder: &Folder, disk_mb: u64) -> String {
     let cache = folder.path("cache");
@@ -14,8 +14,10 @@ fn settings(folder: &Folder, disk_mb: u64) -> String {
 }
 
 fn blocks(folder: &Folder) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder.path("cache/built-in/prefixes")).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "kv")).collect()
+    let entries = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let models = entries(folder.path("cache"));
+    let files = models.flat_map(|model| entries(model.path().join("prefixes"))).map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|end| end == "kv")).collect()
 }
 
 /// A question behind a long text.
@@ -97,4 +99,64 @@ async fn killed_while_it_writes_it_gives_no_wrong_answer() {
         daemon.process.kill();
     }
     assert!(found > 0 || kills < 2, "nothing was found in {kills} rounds");
+}
+
+/// Settings of a daemon that answers one request at a time, with a model that never ends an answer by itself, and a context
+/// that two long texts do not share.
+fn one_slot(folder: &Folder, disk_mb: u64) -> String {
+    let model = data("reference/b158-tiny.i2_s.gguf");
+    format!(
+        "[model]\npath = \"{}\"\ncontext = 4096\ncache_dir = \"{}\"\n[budget]\nthreads = 1\nparallel = 1\n\
+         [cache]\ndisk_mb = {disk_mb}\n",
+        model.display(),
+        folder.path("cache").display()
+    )
+}
+
+#[tokio::test]
+async fn a_suspended_request_whose_prompt_came_from_disk_gives_the_same_text() {
+    let folder = Folder::new();
+    let text = |times: usize| "the lights of the kitchen and of the hall ".repeat(times);
+    let low = |max_tokens: u32| {
+        let prompt = text(60);
+        json!({"prompt": prompt, "priority": "low", "max_tokens": max_tokens, "cache": false, "speculate": false})
+    };
+    let most = if is_emulated() { 800 } else { 3000 };
+    let daemon = Daemon::start(&folder, &one_slot(&folder, 0)).await;
+    let expected = daemon.client().await.ask(low(most)).await;
+    daemon.stop().await;
+    let with = one_slot(&folder, 64);
+    let daemon = Daemon::start(&folder, &with).await;
+    daemon.client().await.ask(low(1)).await;
+    until("the blocks are written", || (blocks(&folder).len() >= 8).then_some(())).await;
+    daemon.stop().await;
+
+    let daemon = Daemon::start(&folder, &with).await;
+    let (mut slow, mut quick) = (daemon.client().await, daemon.client().await);
+    let mut suspensions = 0;
+    // A machine that leaves the test without a processor may answer the low one before the high one comes.
+    for round in 0..20 {
+        let before = quick.decoding_steps().await;
+        slow.request(&[low(most)]).await;
+        let begun = async { while quick.decoding_steps().await <= before {} };
+        timeout(PATIENCE, begun).await.expect("the low one runs in time");
+        // Takes the memory of nearly all blocks.
+        let high = json!({"prompt": format!("{round} {}", text(430)), "priority": "high", "max_tokens": 2});
+        let done = quick.ask(high).await;
+        assert!(done["usage"]["prompt_tokens"].as_u64().is_some_and(|tokens| tokens > 3800), "{done}");
+        let done = slow.end().await;
+        assert_eq!(
+            (&done["text"], &done["finish_reason"]),
+            (&expected["text"], &json!("length")),
+            "round {round}"
+        );
+        assert!(done["usage"]["cached_tokens"].as_u64().is_some_and(|found| found >= 512), "{done}");
+        let report = quick.ask(json!({"telemetry": true})).await;
+        suspensions = report["decoding"]["suspensions"].as_u64().expect("a count");
+        if suspensions > 0 {
+            break;
+        }
+    }
+    assert!(suspensions > 0, "none was suspended");
+    daemon.stop().await;
 }

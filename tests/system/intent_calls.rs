@@ -27,7 +27,7 @@ fn with_tools(file: &str) -> Value {
 }
 
 /// The body of the answer to a call over HTTP.
-async fn post(daemon: &Daemon, path: &str, body: &Value) -> String {
+pub async fn post(daemon: &Daemon, path: &str, body: &Value) -> String {
     let body = body.to_string();
     let call = format!(
         "POST {path} HTTP/1.0\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",

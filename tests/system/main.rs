@@ -14,6 +14,7 @@ mod daemon;
 mod demo;
 mod disk_prefixes;
 mod endure;
+mod fairness;
 mod faults;
 mod governor;
 mod home;

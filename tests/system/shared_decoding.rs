@@ -1,6 +1,7 @@
 //! Requests that a daemon answers together, and prompts that begin alike.
 
 use crate::daemon::{Client, Daemon, is_emulated};
+use crate::intent_calls::post;
 use crate::listener::Listener;
 use crate::support::broker::Mosquitto;
 use crate::{Folder, cases, endless, linked};
@@ -60,6 +61,48 @@ async fn a_short_request_does_not_wait_for_long_ones_while_a_slot_is_free() {
         busy.send(&format!("{{\"cancel\":{id}}}\n")).await;
         let done = busy.end().await;
         assert_eq!((&done["id"], &done["finish_reason"]), (&json!(id), &json!("cancelled")), "{done}");
+    }
+    daemon.stop().await;
+}
+
+/// The counts of tokens of a request: those of the prompt, those of it that were found, and those of the answer.
+fn tokens(usage: &Value, keys: [&str; 3]) -> [u64; 3] {
+    keys.map(|key| usage.pointer(key).and_then(Value::as_u64).unwrap_or_else(|| panic!("{key}: {usage}")))
+}
+
+#[tokio::test]
+async fn a_conversation_that_is_sent_as_a_whole_again_is_read_from_where_it_is_new() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, SHARED).await;
+    let mut client = daemon.client().await;
+    let system =
+        "You look after the lights, the blinds and the heating of a house with nine places. ".repeat(3);
+    for is_openai in [false, true] {
+        // What the other round asked is not found.
+        let mut messages = vec![json!({"role": "system", "content": format!("{is_openai}: {system}")})];
+        let mut before = 0;
+        for (turn, case) in cases().iter().take(4).enumerate() {
+            messages.push(json!({"role": "user", "content": case.prompt}));
+            let (text, [prompt, found, answer]) = if is_openai {
+                let body = json!({"model": "any", "messages": messages});
+                let reply = post(&daemon, "/v1/chat/completions", &body).await;
+                let reply: Value = serde_json::from_str(&reply).expect("JSON");
+                let keys = ["/prompt_tokens", "/prompt_tokens_details/cached_tokens", "/completion_tokens"];
+                (reply["choices"][0]["message"]["content"].clone(), tokens(&reply["usage"], keys))
+            } else {
+                let done = client.ask(json!({"messages": messages})).await;
+                let keys = ["/prompt_tokens", "/cached_tokens", "/completion_tokens"];
+                (done["text"].clone(), tokens(&done["usage"], keys))
+            };
+            let (read, new) = (prompt - found, prompt - before);
+            assert!(
+                read <= new + 64,
+                "OpenAI {is_openai}, turn {turn}: {read} of {prompt} read, {new} are new"
+            );
+            assert_eq!(found > 0, turn > 0, "OpenAI {is_openai}, turn {turn}");
+            before = prompt + answer;
+            messages.push(json!({"role": "assistant", "content": text}));
+        }
     }
     daemon.stop().await;
 }

@@ -11,13 +11,11 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
-/// As small as the built-in model with a broker link allows, so that the bound means something.
-const MEMORY_MB: u64 = 42;
 const THREADS: usize = 2;
-/// Clients of the socket that ask at the same time.
-const CLIENTS: usize = 6;
 /// Kinds of requests of a socket client; see [`ask`].
 const KINDS: usize = 12;
 /// Prompts that one `mosquitto_pub` brings; with those of the clients they fit the queue, or most would be refused.
@@ -25,6 +23,17 @@ const BATCH: usize = 20;
 
 fn prompts() -> usize {
     std::env::var("BITNETD_SOAK").map_or(240, |count| count.parse().expect("BITNETD_SOAK is a number"))
+}
+
+/// How many are answered at the same time, and in how much memory.
+struct Load {
+    parallel: usize,
+    /// As small as the built-in model with a broker link and structured output allows, so that the bound means something.
+    memory_mb: u64,
+    /// Clients of the socket that ask at the same time.
+    clients: usize,
+    /// Whether the beginnings of prompts are stored on disk.
+    has_disk: bool,
 }
 
 /// What is known of the process from outside.
@@ -38,12 +47,21 @@ struct Seen {
 
 #[tokio::test]
 async fn mixed_prompts_over_all_transports_keep_to_the_budget_without_leaks() {
+    soak(Load { parallel: 1, memory_mb: 42, clients: 6, has_disk: false }).await;
+}
+
+#[tokio::test]
+async fn sixteen_at_once_keep_to_the_budget_without_leaks() {
+    soak(Load { parallel: 16, memory_mb: 60, clients: 20, has_disk: true }).await;
+}
+
+async fn soak(load: Load) {
     if is_emulated() {
         return println!("skipped: the emulator's own memory cannot be told from the daemon's");
     }
     let (folder, broker) = (Folder::new(), Mosquitto::start().await);
-    let budget = format!("[budget]\nmemory_mb = {MEMORY_MB}\nthreads = {THREADS}\n[queue]\ndepth = 32\n");
-    let daemon = Daemon::start(&folder, &format!("{}{budget}", linked(broker.port))).await;
+    let Load { parallel, memory_mb, .. } = load;
+    let daemon = Arc::new(Daemon::start(&folder, &settings(&load, &folder, broker.port)).await);
     Listener::on(&broker, "bitnetd/cellar/availability").await.wait(|said| said.payload == "online").await;
     let (count, mut seen) = (prompts(), Seen::default());
     let watch = async {
@@ -55,26 +73,29 @@ async fn mixed_prompts_over_all_transports_keep_to_the_budget_without_leaks() {
     // The first tenth brings every buffer to its size; what grows after that, grows on.
     let ends = tokio::select! {
         ends = async {
-            let mut ends = round(&daemon, &broker, 0, count / 10).await;
+            let mut ends = round(&load, &daemon, &broker, 0, count / 10).await;
             seen.early = resident_kib(&daemon.process);
-            add(&mut ends, round(&daemon, &broker, count / 10, count - count / 10).await);
+            add(&mut ends, round(&load, &daemon, &broker, count / 10, count - count / 10).await);
             seen.late = resident_kib(&daemon.process);
             ends
         } => ends,
         () = watch => unreachable!("it watches for ever"),
     };
+    let report = daemon.client().await.ask(json!({"telemetry": true})).await;
     let peak = peak_kib(&daemon.process);
     let mib = |kib: u64| kib as f64 / 1024.0;
-    println!("{count} prompts: {ends:?}");
+    let steps = |key: &str| report["decoding"][key].as_f64().expect("a count");
+    println!("{count} prompts, {parallel} at once: {ends:?}");
     println!(
-        "peak {:.1} of {MEMORY_MB} MiB, after a tenth {:.1}, at the end {:.1}; {} of {} threads",
+        "peak {:.1} of {memory_mb} MiB, after a tenth {:.1}, at the end {:.1}; {} of {} threads; {:.1} requests a step",
         mib(peak),
         mib(seen.early),
         mib(seen.late),
         seen.threads,
-        THREADS + 2
+        THREADS + 2,
+        steps("step_requests") / steps("steps"),
     );
-    assert!(peak <= MEMORY_MB << 10, "{peak} KiB of {MEMORY_MB} MiB");
+    assert!(peak <= memory_mb << 10, "{peak} KiB of {memory_mb} MiB");
     assert!(seen.threads <= THREADS + 2, "{} threads", seen.threads);
     for refused in ["internal", "queue_full", "budget_exceeded"] {
         assert!(!ends.contains_key(refused), "{ends:?}");
@@ -83,7 +104,18 @@ async fn mixed_prompts_over_all_transports_keep_to_the_budget_without_leaks() {
     assert!(ends.get("stop").is_some_and(|answered| 3 * answered >= count), "{ends:?}");
     // A tenth of a few prompts does not bring everything to its size.
     assert!(count < 5000 || seen.late <= seen.early + 1024, "{seen:?}");
-    daemon.stop().await;
+    Arc::into_inner(daemon).expect("the clients have ended").stop().await;
+}
+
+fn settings(load: &Load, folder: &Folder, port: u16) -> String {
+    let Load { parallel, memory_mb, has_disk, .. } = load;
+    let cache_dir = folder.path("cache");
+    let disk = format!("[model]\ncache_dir = \"{}\"\n[cache]\ndisk_mb = 8\n", cache_dir.display());
+    format!(
+        "{}[budget]\nmemory_mb = {memory_mb}\nthreads = {THREADS}\nparallel = {parallel}\n[queue]\ndepth = 32\n{}",
+        linked(port),
+        if *has_disk { &disk } else { "" }
+    )
 }
 
 /// How requests ended: by `finish_reason` or `code`.
@@ -99,25 +131,20 @@ fn note(ends: &mut Ends, event: &Value) {
 }
 
 /// So many prompts, a quarter of them over MQTT; each is seen to its end.
-async fn round(daemon: &Daemon, broker: &Mosquitto, first: usize, count: usize) -> Ends {
+async fn round(load: &Load, daemon: &Arc<Daemon>, broker: &Mosquitto, first: usize, count: usize) -> Ends {
     let mqtt = count / 4;
-    let each = (count - mqtt).div_ceil(CLIENTS);
-    let mut ends = Ends::new();
-    let (a, b, c, d, e, f, g) = tokio::join!(
-        socket(daemon, first, each),
-        socket(daemon, first + each, each),
-        socket(daemon, first + 2 * each, each),
-        socket(daemon, first + 3 * each, each),
-        socket(daemon, first + 4 * each, each),
-        socket(daemon, first + 5 * each, each),
-        over_mqtt(broker, first, mqtt),
-    );
-    [a, b, c, d, e, f, g].into_iter().for_each(|some| add(&mut ends, some));
+    let each = (count - mqtt).div_ceil(load.clients);
+    let mut clients = JoinSet::new();
+    for client in 0..load.clients {
+        clients.spawn(socket(Arc::clone(daemon), first + client * each, each));
+    }
+    let (mut ends, of_clients) = tokio::join!(over_mqtt(broker, first, mqtt), clients.join_all());
+    of_clients.into_iter().for_each(|some| add(&mut ends, some));
     ends
 }
 
 /// One client of the socket; it disconnects and reconnects now and then.
-async fn socket(daemon: &Daemon, first: usize, count: usize) -> Ends {
+async fn socket(daemon: Arc<Daemon>, first: usize, count: usize) -> Ends {
     let (mut client, mut ends, cases) = (daemon.client().await, Ends::new(), cases());
     for number in first..first + count {
         let prompt = &cases[number % cases.len()].prompt;

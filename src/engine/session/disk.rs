@@ -1,7 +1,7 @@
 //! Blocks of the KV cache that are read from disk, and those that are still to be written to it.
 
 use super::Session;
-use crate::engine::prefix_cache::Parent;
+use crate::engine::prefix_cache::{Parent, PrefixCache};
 use crate::engine::prefix_store::{BlockHash, PrefixStore};
 use std::collections::VecDeque;
 
@@ -33,11 +33,16 @@ impl DiskPrefixes {
         BlockHash::root(&self.model, scope)
     }
 
-    /// A block is full, and others can find it in memory: it is written when there is time, unless it is on disk.
-    pub fn note_full(&mut self, index: u32, contents: Parent, hash: BlockHash) {
-        if !self.store.contains(hash) {
-            self.unwritten.push_back(UnwrittenBlock { index, contents, hash });
+    /// A block of `blocks` is full, and others can find it in memory: it is written when there is time, unless it is on disk.
+    pub fn note_full(&mut self, index: u32, contents: Parent, hash: BlockHash, blocks: &PrefixCache) {
+        if self.store.contains(hash) {
+            return;
         }
+        // Where there is never time, most of those that were noted have other contents by now.
+        if self.unwritten.len() >= 2 * blocks.blocks() {
+            self.unwritten.retain(|noted| blocks.holds(noted.index, noted.contents));
+        }
+        self.unwritten.push_back(UnwrittenBlock { index, contents, hash });
     }
 }
 
@@ -80,5 +85,36 @@ impl Session<'_> {
         slot_state.note_found(parent);
         state.push_full_block(slot, block);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+    use tempfile::TempDir;
+
+    fn disk(folder: &Path) -> DiskPrefixes {
+        DiskPrefixes::new(PrefixStore::open(folder, 1 << 20).expect("made"), "model".into())
+    }
+
+    #[test]
+    fn what_is_noted_stays_bounded_where_there_is_never_time_to_write() {
+        let folder = TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+        let (mut disk, mut blocks) = (disk(folder.path()), PrefixCache::new(4));
+        let mut last = Vec::new();
+        for text in 0..1000 {
+            let index = blocks.allocate(None);
+            let contents = blocks.register(index, Parent::Scope(0), 0, &[text]);
+            let hash = disk.root(0).followed_by(&[text]);
+            disk.note_full(index, contents, hash, &blocks);
+            blocks.release(&[index]);
+            last.push((index, hash));
+            assert!(disk.unwritten.len() <= 8, "{} after {text}", disk.unwritten.len());
+        }
+        // Those whose contents are still there are among them.
+        let noted: Vec<(u32, BlockHash)> =
+            disk.unwritten.iter().map(|noted| (noted.index, noted.hash)).collect();
+        assert!(last[996..].iter().all(|block| noted.contains(block)), "{noted:?}");
     }
 }

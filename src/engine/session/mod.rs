@@ -47,6 +47,8 @@ pub struct Session<'e> {
     pacing: PromptPacing,
     /// Answers that were begun so far.
     begun: u64,
+    /// Passes that were made so far.
+    passes: u64,
     /// What passes of several rows cost.
     pass_cost: PassCost,
 }
@@ -160,6 +162,7 @@ impl<'e> Session<'e> {
             pacing: PromptPacing::default(),
             slots: (0..slots).map(|_| AnswerSlot::new(context)).collect(),
             begun: 0,
+            passes: 0,
             pass_cost: PassCost::of_kernels(model.kernels().name()),
             state,
         }

@@ -10,6 +10,9 @@ use crate::engine::prefix_store::BlockHash;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+/// In one of so many passes the oldest prompt is read first, so that short ones do not hold up a long one for ever.
+const OLDEST_FIRST_EVERY: u64 = 4;
+
 /// A place for one answer.
 #[derive(Debug)]
 pub(super) struct AnswerSlot {
@@ -222,8 +225,9 @@ impl Session<'_> {
         (*run, *ended, *row) = (None, None, None);
     }
 
-    /// Empties all slots and forgets all texts: whatever happened before no longer matters.
+    /// Empties all slots and forgets all texts: whatever happened before no longer matters, and is not written to disk.
     pub fn reset(&mut self) {
+        self.forget_unwritten();
         self.blocks.clear();
         for index in 0..self.slots.len() {
             self.state.clear(index);
@@ -263,6 +267,7 @@ impl Session<'_> {
     /// One pass over the tokens that are not in the KV cache yet, as many as fit: how many answers take part, and how
     /// many tokens of prompts. `None` where there are no tokens.
     fn pass(&mut self, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) -> Option<(usize, usize)> {
+        self.passes += 1;
         let (mut shares, loading) = self.rows_of_slots();
         let (answers, prompt_tokens) = self.parts_of_pass(&shares);
         if let Some(index) = loading {
@@ -306,8 +311,8 @@ impl Session<'_> {
         })
     }
 
-    /// How many tokens of each slot the next pass takes: of answers all that they have, then of prompts, the oldest
-    /// first, as many as fit. Also the slot whose prompt is being read from disk instead.
+    /// How many tokens of each slot the next pass takes: of answers all that they have, then of prompts as many
+    /// as fit. Also the slot whose prompt is being read from disk instead.
     fn rows_of_slots(&mut self) -> ([usize; MAX_SEQUENCES], Option<usize>) {
         let (mut shares, mut loading) = ([0; MAX_SEQUENCES], None);
         let mut left = self.state.batch();
@@ -320,7 +325,7 @@ impl Session<'_> {
         let is_beside_answers = left < self.state.batch();
         let mut left = if is_beside_answers { left.min(self.pacing.tokens()) } else { left };
         while left > 0
-            && let Some(index) = self.oldest_prompt(&shares)
+            && let Some(index) = self.next_prompt(&shares)
         {
             if self.find_prefix(index) {
                 loading = Some(index);
@@ -332,13 +337,18 @@ impl Session<'_> {
         (shares, loading)
     }
 
-    /// The slot whose prompt is read next, of those that have no share yet.
-    fn oldest_prompt(&self, shares: &[usize; MAX_SEQUENCES]) -> Option<usize> {
+    /// The slot whose prompt is read next, of those that have no share yet: the one of which the least is left, so that a
+    /// short prompt does not wait for long ones.
+    fn next_prompt(&self, shares: &[usize; MAX_SEQUENCES]) -> Option<usize> {
         let runs =
             self.slots.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.run.as_ref()?)));
         let is_reading = |index: usize| self.slots[index].is_reading(self.state.len_of(index));
         let prompts = runs.filter(|(index, _)| is_reading(*index) && shares[*index] == 0);
-        prompts.min_by_key(|(_, run)| run.number).map(|(index, _)| index)
+        let left = |index: usize| self.slots[index].tokens.len() - self.state.len_of(index);
+        let is_oldest_first = self.passes.is_multiple_of(OLDEST_FIRST_EVERY);
+        let next =
+            prompts.min_by_key(|(index, run)| (if is_oldest_first { 0 } else { left(*index) }, run.number));
+        next.map(|(index, _)| index)
     }
 
     /// Appends the blocks that hold the next tokens of a prompt already. Its last token is always read, since the logits
@@ -381,7 +391,7 @@ impl Session<'_> {
             slot.note_findable(parent);
             // Another with the same contents is written itself.
             if let (Some(disk), Some(hash), true) = (&mut *disk, slot.hash, blocks.holds(block, parent)) {
-                disk.note_full(block, parent, hash);
+                disk.note_full(block, parent, hash, blocks);
             }
         }
     }

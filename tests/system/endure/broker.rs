@@ -23,8 +23,8 @@ fn uptime(round: usize) -> Duration {
 async fn killed(memory: Memory, what: &str) -> Tally {
     let mut deployments = JoinSet::new();
     let rounds = rounds(2);
-    for share in &rounds {
-        deployments.spawn(one_deployment(memory, *share));
+    for (number, share) in rounds.iter().enumerate() {
+        deployments.spawn(one_deployment(memory, number, *share));
     }
     let tallies = deployments.join_all().await;
     let tally = tallies.into_iter().fold(Tally::default(), Tally::and);
@@ -32,13 +32,13 @@ async fn killed(memory: Memory, what: &str) -> Tally {
     tally
 }
 
-async fn one_deployment(memory: Memory, rounds: usize) -> Tally {
+async fn one_deployment(memory: Memory, number: usize, rounds: usize) -> Tally {
     let broker = match memory {
         Memory::Kept => Mosquitto::persistent().await,
         Memory::Lost => Mosquitto::start().await,
     };
     let clients = LoadClients::at(broker.port, memory).await;
-    let mut deployment = Deployment::open(broker, clients).await;
+    let mut deployment = Deployment::open(number, broker, clients).await;
     for round in 0..rounds {
         sleep(uptime(round)).await;
         deployment.broker.kill();

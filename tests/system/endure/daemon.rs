@@ -17,8 +17,8 @@ const KILL_DURING_START_EVERY: usize = 8;
 async fn no_prompt_is_lost_or_answered_twice_while_the_daemon_dies() {
     let mut deployments = JoinSet::new();
     let rounds = rounds(5);
-    for share in &rounds {
-        deployments.spawn(one_deployment(*share));
+    for (number, share) in rounds.iter().enumerate() {
+        deployments.spawn(one_deployment(number, *share));
     }
     let tallies = deployments.join_all().await;
     let tally = tallies.into_iter().fold(Tally::default(), Tally::and);
@@ -26,10 +26,10 @@ async fn no_prompt_is_lost_or_answered_twice_while_the_daemon_dies() {
     tally.is_clean();
 }
 
-async fn one_deployment(rounds: usize) -> Tally {
+async fn one_deployment(number: usize, rounds: usize) -> Tally {
     let broker = Mosquitto::start().await;
     let clients = LoadClients::at(broker.port, Memory::Kept).await;
-    let mut deployment = Deployment::open(broker, clients).await;
+    let mut deployment = Deployment::open(number, broker, clients).await;
     for round in 0..rounds {
         if (round + 1).is_multiple_of(KILL_DURING_START_EVERY) {
             sleep(Duration::from_millis(30).mul_f64(chance(round))).await;
@@ -38,7 +38,8 @@ async fn one_deployment(rounds: usize) -> Tally {
             sleep(MAX_UPTIME.mul_f64(chance(round))).await;
         }
         deployment.daemon.process.kill();
-        let config = deployment.folder.config(&settings(deployment.broker.port));
+        let settings = settings(deployment.broker.port, deployment.number);
+        let config = deployment.folder.config(&settings);
         deployment.daemon =
             Daemon::spawn(bitnetd().arg("serve").arg("--config").arg(config), &deployment.folder);
     }

@@ -25,6 +25,10 @@ const CLIENT: &str = "bitnetd-cellar";
 /// Number of deployments that a long run uses at once: most of a round is waiting.
 const DEPLOYMENTS: usize = 4;
 
+/// How many requests the daemon of each deployment answers at the same time. With few of them some prompts wait, with 16
+/// all run.
+const PARALLEL: [usize; DEPLOYMENTS] = [4, 16, 1, 16];
+
 /// How often a fault occurs in each deployment: in all as `BITNETD_ENDURE` says, else `few` times in one deployment,
 /// under an emulator once.
 fn rounds(few: usize) -> Vec<usize> {
@@ -46,13 +50,15 @@ fn chance(round: usize) -> f64 {
     (round as f64 * 0.618_033_988_749_895).fract()
 }
 
-/// Settings of a daemon that keeps its answers in this folder.
-fn settings(port: u16) -> String {
-    linked(port)
+/// Settings of the daemon of a deployment.
+fn settings(port: u16, number: usize) -> String {
+    format!("{}[budget]\nthreads = 1\nparallel = {}\n", linked(port), PARALLEL[number])
 }
 
 /// A broker, a daemon, and clients that send prompts without a pause.
 struct Deployment {
+    /// Which of those that run at once it is.
+    number: usize,
     folder: Folder,
     broker: Mosquitto,
     daemon: Daemon,
@@ -60,10 +66,10 @@ struct Deployment {
 }
 
 impl Deployment {
-    async fn open(broker: Mosquitto, clients: LoadClients) -> Self {
+    async fn open(number: usize, broker: Mosquitto, clients: LoadClients) -> Self {
         let folder = Folder::new();
-        let daemon = Daemon::start(&folder, &settings(broker.port)).await;
-        let mut deployment = Deployment { folder, broker, daemon, clients };
+        let daemon = Daemon::start(&folder, &settings(broker.port, number)).await;
+        let mut deployment = Deployment { number, folder, broker, daemon, clients };
         deployment.clients.hears(1).await;
         deployment
     }

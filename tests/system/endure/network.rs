@@ -15,9 +15,9 @@ const NOTICED: Duration = Duration::from_secs(90);
 /// A daemon behind a proxy; the clients are connected to the broker directly.
 async fn behind(proxy: &Proxy, broker: Mosquitto) -> Deployment {
     let folder = Folder::new();
-    let daemon = Daemon::start(&folder, &settings(proxy.port)).await;
+    let daemon = Daemon::start(&folder, &settings(proxy.port, 0)).await;
     let clients = LoadClients::at(broker.port, Memory::Kept).await;
-    let mut deployment = Deployment { folder, broker, daemon, clients };
+    let mut deployment = Deployment { number: 0, folder, broker, daemon, clients };
     deployment.clients.hears(1).await;
     deployment
 }

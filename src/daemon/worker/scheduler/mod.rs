@@ -4,6 +4,9 @@
 //! A request of high priority takes the slot of one of low priority, which goes on later. Whose turn it is among the
 //! requests that wait is the queue's decision. Deliberately knows no sampling and no prompt.
 
+#[cfg(test)]
+mod tests;
+
 use super::answer_events::FinishedAnswer;
 use super::streamed_answer::StreamedAnswer;
 use super::suspension::SuspensionRecord;
@@ -86,16 +89,21 @@ impl<'w> Scheduler<'w> {
     pub fn run(mut self) -> Result<(), LoadError> {
         let _off = WorkerEndGuard(&self.worker.queue);
         log_thread_counts(self.engine.model().threads(), &mut self.threads);
-        loop {
-            // A panic fails what runs: the replies send the error `internal` when they are dropped.
-            match catch_unwind(AssertUnwindSafe(|| self.step())) {
-                Ok(Ok(ControlFlow::Continue(()))) => {}
-                Ok(Ok(ControlFlow::Break(()))) => return Ok(()),
-                Ok(Err(error)) => {
-                    self.refuse_all(&error);
-                    return Err(error);
-                }
-                Err(_) => self.recover(),
+        while self.guarded_step()?.is_continue() {}
+        Ok(())
+    }
+
+    /// One [step](Self::step). A panic in it fails what runs: the replies send the error `internal` when they are dropped.
+    fn guarded_step(&mut self) -> Result<ControlFlow<()>, LoadError> {
+        match catch_unwind(AssertUnwindSafe(|| self.step())) {
+            Ok(Ok(flow)) => Ok(flow),
+            Ok(Err(error)) => {
+                self.refuse_all(&error);
+                Err(error)
+            }
+            Err(_) => {
+                self.recover();
+                Ok(ControlFlow::Continue(()))
             }
         }
     }
