@@ -177,11 +177,11 @@ mod tests {
         for count in 0..=4096 {
             assert_eq!(decode(encode(f64::from(count))), f64::from(count));
         }
-        let mut value = 4097.0;
+        let mut value = 4097.0f64;
         while value < 4e12 {
             let stored = decode(encode(value));
             assert!((stored / value - 1.0).abs() <= 1.0 / 4096.0, "{value}: {stored}");
-            value *= 1.0037;
+            value = (value * 1.0037).ceil();
         }
     }
 

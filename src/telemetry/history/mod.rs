@@ -5,6 +5,8 @@
 //! engine, no transport and no client, and writes nothing by itself: the daemon says when.
 
 mod column;
+pub mod file;
+pub mod format;
 mod record;
 mod ring;
 mod step;
