@@ -30,7 +30,9 @@ impl Telemetry {
 
     fn history_sample(&self) -> HistorySample {
         let counts = self.history_counts();
-        let (alert_bits, seen) = (locked(&self.alerts).raised_bits(), locked(&self.last_observed));
+        // One lock after the other: the report takes these two the other way round.
+        let alert_bits = locked(&self.alerts).raised_bits();
+        let seen = locked(&self.last_observed);
         let thermal = &seen.host.thermal;
         let flags = thermal.throttling.as_ref().map(|throttling| throttling.now);
         HistorySample {

@@ -129,7 +129,9 @@ impl StepColumn {
 
     fn zero(self) -> f64 {
         match self {
-            StepColumn::TemperatureMean | StepColumn::TemperatureMin | StepColumn::TemperatureMax => COLDEST_C,
+            StepColumn::TemperatureMean | StepColumn::TemperatureMin | StepColumn::TemperatureMax => {
+                COLDEST_C
+            }
             _ => 0.0,
         }
     }

@@ -54,7 +54,8 @@ impl HistoryFile {
 
     /// Replaces the file by these bytes, which survive a power cut from then on.
     pub fn save(&self, bytes: &[u8]) -> io::Result<()> {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
         self.replace(bytes).map_err(named)
     }
 

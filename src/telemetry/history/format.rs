@@ -167,7 +167,7 @@ pub(super) mod tests {
     use crate::random::Lcg;
 
     /// Full rings of a device: with readings that waver, and requests in one step of three.
-    pub(in super::super) fn full() -> HistorySteps {
+    pub(in crate::telemetry::history) fn full() -> HistorySteps {
         let mut random = Lcg::new(3);
         let mut steps = HistorySteps::default();
         for ring in [&mut steps.minutes, &mut steps.quarters] {
@@ -218,7 +218,8 @@ pub(super) mod tests {
     fn every_file_that_is_cut_off_or_has_a_wrong_bit_is_refused() {
         let mut few = HistorySteps::default();
         for at in 0..5 {
-            few.minutes.add(step(29_930_400 + at, &[(C::PowerMean, f64::from(at)), (C::Completed, 7.0)]), None);
+            few.minutes
+                .add(step(29_930_400 + at, &[(C::PowerMean, f64::from(at)), (C::Completed, 7.0)]), None);
         }
         let bytes = encode(&few);
         for end in 0..bytes.len() {
@@ -261,7 +262,10 @@ pub(super) mod tests {
         let steps = parse_unchecked(EARLIER).expect("sound");
         let [one, two] = [0, 1].map(|at| steps.minutes.steps()[at]);
         assert_eq!((one.minute, two.minute), (29_930_400, 29_930_401));
-        assert_eq!((one.get(C::ObservedS), one.get(C::PowerMean), one.get(C::Completed)), (Some(60.0), Some(4.0), None));
+        assert_eq!(
+            (one.get(C::ObservedS), one.get(C::PowerMean), one.get(C::Completed)),
+            (Some(60.0), Some(4.0), None)
+        );
         assert_eq!(two.get(C::AlertBits), Some(0.0));
         // Two columns that only a later version knows.
         let mut later = encode(&HistorySteps::default());

@@ -5,26 +5,39 @@
 //! engine, no transport and no client, and writes nothing by itself: the daemon says when.
 
 mod column;
+mod data;
 pub mod file;
 pub mod format;
+mod page;
 mod record;
+mod request;
 mod ring;
 mod step;
+mod summary;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use column::{COLUMNS, StepColumn};
+pub use page::CONTENT_POLICY;
 pub use record::{LatencyColumns, StepRecord, latency_percentiles};
+pub use request::{MAX_HOURS, ReportForm, ReportRequest, price};
 pub use ring::StepRing;
 pub use step::{HistoryCounts, HistorySample, LatencyHistograms};
+pub use summary::{HistoryReport, HistorySummary, ReportSubject};
 
-use step::OpenStep;
+use jiff::tz::TimeZone;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use step::OpenStep;
 
 /// Steps of one minute: 24 hours.
 const MINUTES: (u32, usize) = (1, 1440);
 /// Steps of 15 minutes: 30 days.
 const QUARTERS: (u32, usize) = (15, 2880);
+
+/// Memory of the history, in bytes: its steps (355 KiB), a copy of them while they are written or reported, and one report,
+/// whose longest form, 30 days as JSON, is 700 KiB and has twice that while it grows.
+pub const HISTORY_BYTES: usize = 2 << 20;
 
 /// The longest time between two samples that counts as observed: when it is longer, the machine slept or the process was
 /// stopped, and nobody knows what happened.
@@ -108,8 +121,7 @@ impl History {
         for (open, ring) in open {
             let begins = minute - minute % ring.length();
             let starts = u32::from(is_first);
-            let step =
-                open.get_or_insert_with(|| OpenStep::new(begins, ring.length(), starts, latencies));
+            let step = open.get_or_insert_with(|| OpenStep::new(begins, ring.length(), starts, latencies));
             // What happened until now belongs to the step that is about to end.
             step.add(sample, &counted, seconds);
             if step.minute() != begins {
@@ -149,4 +161,21 @@ pub fn minute_of(time: SystemTime) -> u32 {
 /// The time of a minute since 1970.
 pub fn time_of(minute: u32) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(u64::from(minute) * 60)
+}
+
+/// A report in the form that is asked for; people read the times of `zone` in it, programs UTC.
+pub fn render(
+    history: &HistorySteps,
+    subject: ReportSubject<'_>,
+    request: &ReportRequest,
+    now: SystemTime,
+    zone: &TimeZone,
+) -> Vec<u8> {
+    let report = HistoryReport::new(history, subject, request, now);
+    match request.form {
+        ReportForm::Html => page::page(&report, zone).into_bytes(),
+        ReportForm::Text => text::text(&report, zone).into_bytes(),
+        ReportForm::Json => data::json(&report),
+        ReportForm::Csv => data::csv(&report),
+    }
 }

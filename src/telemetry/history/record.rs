@@ -137,8 +137,7 @@ pub fn latency_percentiles<'r>(
     let mut points = Vec::new();
     for (answers, [p50, p95, p99]) in steps.filter_map(of_step) {
         points.extend(ASSUMED.map(|(share, place)| {
-            let ms =
-                if place < 1.0 { p50 + (p95 - p50) * place } else { p95 + (p99 - p95) * (place - 1.0) };
+            let ms = if place < 1.0 { p50 + (p95 - p50) * place } else { p95 + (p99 - p95) * (place - 1.0) };
             (ms, share * answers)
         }));
     }
@@ -169,7 +168,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A step with these values.
-    pub(in super::super) fn step(minute: u32, values: &[(StepColumn, f64)]) -> StepRecord {
+    pub(in crate::telemetry::history) fn step(minute: u32, values: &[(StepColumn, f64)]) -> StepRecord {
         let mut record = StepRecord::new(minute);
         values.iter().for_each(|(column, value)| record.set(*column, Some(*value)));
         record
@@ -183,8 +182,14 @@ pub(super) mod tests {
     #[test]
     fn counts_are_added_means_are_weighted_and_extremes_stay() {
         use StepColumn::*;
-        let one = step(3, &[(ObservedS, 60.0), (PowerMean, 4.0), (PowerMin, 3.0), (PowerMax, 5.0), (Completed, 2.0)]);
-        let other = step(4, &[(ObservedS, 20.0), (PowerMean, 8.0), (PowerMin, 2.0), (PowerMax, 4.0), (AlertBits, 5.0)]);
+        let one = step(
+            3,
+            &[(ObservedS, 60.0), (PowerMean, 4.0), (PowerMin, 3.0), (PowerMax, 5.0), (Completed, 2.0)],
+        );
+        let other = step(
+            4,
+            &[(ObservedS, 20.0), (PowerMean, 8.0), (PowerMin, 2.0), (PowerMax, 4.0), (AlertBits, 5.0)],
+        );
         let unknown = step(5, &[(ObservedS, 60.0), (AlertBits, 2.0)]);
         let merged = StepRecord::merged(3, &[&one, &other, &unknown]);
         let values = [ObservedS, PowerMean, PowerMin, PowerMax, Completed, AlertBits].map(|c| merged.get(c));
@@ -210,7 +215,10 @@ pub(super) mod tests {
     #[test]
     fn a_quantile_is_reached_by_its_share_of_the_weight() {
         let points = vec![(3.0, 1.0), (1.0, 1.0), (2.0, 2.0), (9.0, 0.0)];
-        assert_eq!(weighted_quantiles(points, [0.0, 0.25, 0.5, 0.75, 0.76, 1.0]), Some([1.0, 1.0, 2.0, 2.0, 3.0, 3.0]));
+        assert_eq!(
+            weighted_quantiles(points, [0.0, 0.25, 0.5, 0.75, 0.76, 1.0]),
+            Some([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
+        );
         assert_eq!(weighted_quantiles(vec![], [0.5]), None);
     }
 

@@ -53,7 +53,8 @@ impl StepRing {
             self.steps.insert(at, step);
             return;
         }
-        let last_is_wrong = || self.steps.back().zip(future_from).is_some_and(|(last, from)| last.minute > from);
+        let last_is_wrong =
+            || self.steps.back().zip(future_from).is_some_and(|(last, from)| last.minute > from);
         if at < self.steps.len() && last_is_wrong() {
             self.steps.pop_back();
             self.steps.insert(at, step);

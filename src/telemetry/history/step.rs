@@ -144,10 +144,9 @@ impl OpenStep {
         self.running.add(Some(sample.running as f64), seconds);
         self.memory_kib.add(sample.memory_bytes.map(|bytes| bytes as f64 / 1024.0), seconds);
         self.budget_kib = sample.budget_bytes as f64 / 1024.0;
-        for (sum, flag) in [
-            (&mut self.throttled_s, sample.throttled),
-            (&mut self.under_voltage_s, sample.under_voltage),
-        ] {
+        for (sum, flag) in
+            [(&mut self.throttled_s, sample.throttled), (&mut self.under_voltage_s, sample.under_voltage)]
+        {
             if let Some(is_so) = flag {
                 *sum = Some(sum.unwrap_or(0.0) + if is_so { seconds } else { 0.0 });
             }

@@ -73,7 +73,8 @@ fn a_minute_has_what_was_seen_and_counted_in_it() {
     };
     observed.observe();
     observed.seconds(30);
-    observed.sample = HistorySample { power_w: Some(8.0), throttled: Some(true), queued: 3, ..observed.sample };
+    observed.sample =
+        HistorySample { power_w: Some(8.0), throttled: Some(true), queued: 3, ..observed.sample };
     observed.answer(100);
     observed.answer(300);
     observed.seconds(15);
@@ -82,7 +83,17 @@ fn a_minute_has_what_was_seen_and_counted_in_it() {
     let steps = observed.steps();
     let step = steps.minutes.steps()[0];
     assert_eq!(u64::from(step.minute) * 60, START_S);
-    let values = [C::ObservedS, C::Starts, C::PowerMean, C::PowerMin, C::PowerMax, C::ThrottledS, C::QueueMax, C::Completed, C::AlertBits];
+    let values = [
+        C::ObservedS,
+        C::Starts,
+        C::PowerMean,
+        C::PowerMin,
+        C::PowerMax,
+        C::ThrottledS,
+        C::QueueMax,
+        C::Completed,
+        C::AlertBits,
+    ];
     let values = values.map(|column| step.count(column));
     assert_eq!(values, [60.0, 1.0, 6.0, 4.0, 8.0, 15.0, 3.0, 2.0, 2.0]);
     assert_eq!((step.get(C::UnderVoltageS), step.get(C::Joules)), (None, None), "no sensor, no number");
@@ -149,7 +160,11 @@ fn a_machine_that_slept_leaves_a_gap_and_a_restart_goes_on() {
     let steps = again.steps();
     assert_eq!(sum(&steps.minutes, C::Starts), 2.0);
     assert_eq!(sum(&steps.minutes, C::ObservedS), 129.0);
-    assert_eq!((steps.minutes.steps().len(), steps.quarters.steps().len()), (4, 2), "merged with what is there");
+    assert_eq!(
+        (steps.minutes.steps().len(), steps.quarters.steps().len()),
+        (4, 2),
+        "merged with what is there"
+    );
 }
 
 #[test]
@@ -175,14 +190,17 @@ fn a_clock_that_jumps_loses_no_count_and_breaks_no_order() {
             observed.seconds(50);
         }
         let jump = Duration::from_secs(jump_s.unsigned_abs());
-        let moved = if jump_s > 0 { observed.wall.checked_add(jump) } else { observed.wall.checked_sub(jump) };
+        let moved =
+            if jump_s > 0 { observed.wall.checked_add(jump) } else { observed.wall.checked_sub(jump) };
         observed.wall = moved.expect("a time of this platform");
     }
     observed.seconds(1);
     let steps = observed.steps();
     for ring in [&steps.minutes, &steps.quarters] {
         assert_eq!(sum(ring, C::Completed), answers);
-        assert!(ring.steps().iter().zip(ring.steps().iter().skip(1)).all(|(one, next)| one.minute < next.minute));
+        assert!(
+            ring.steps().iter().zip(ring.steps().iter().skip(1)).all(|(one, next)| one.minute < next.minute)
+        );
         assert!(ring.steps().iter().all(|step| step.minute % ring.length() == 0));
     }
 }
