@@ -167,6 +167,8 @@ const KEYS: &[Key] = &[
     live!("alerts.broker_link_s", alerts.broker_link_s),
     live!("alerts.subscription", alerts.subscription),
     live!("alerts.storage", alerts.storage),
+    // The memory plan depends on it.
+    at_restart!("history.enabled", |config| config.history.is_enabled),
     live!("log.level", log.level),
 ];
 
@@ -198,6 +200,7 @@ mod tests {
         defaults.speculate = false
         cache = { scope = "all", disk_mb = 5 }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
+        history.enabled = false
         log.level = "warn"
         [alerts]
         hold_s = 1

@@ -7,9 +7,9 @@ use super::alerts::{AlertValue, switch, threshold};
 use super::key_error::{KeyError, KeyResult, within};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
-    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Defaults, Device, Head, Host,
-    Http, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry,
-    Tls, Wyoming, broker, http, listen, telemetry,
+    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Defaults, Device, Head,
+    History, Host, Http, I2sLayout, KvCachePrecision, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket,
+    Telemetry, Tls, Wyoming, broker, http, listen, log, telemetry,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,7 @@ pub(super) struct File {
     cache: CacheKeys,
     telemetry: TelemetryKeys,
     alerts: AlertsKeys,
+    history: HistoryKeys,
     log: LogKeys,
 }
 
@@ -178,6 +179,12 @@ pub(super) struct AlertsKeys {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct HistoryKeys {
+    enabled: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct LogKeys {
     level: Option<String>,
 }
@@ -228,7 +235,8 @@ impl File {
             cache,
             telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,
-            log: self.log.checked()?,
+            history: History { is_enabled: self.history.enabled.unwrap_or(true) },
+            log: Log { level: log::level(self.log.level.as_deref())? },
         })
     }
 }
@@ -521,23 +529,6 @@ impl AlertsKeys {
             subscription: switch("subscription", self.subscription)?,
             storage: switch("storage", self.storage)?,
         })
-    }
-}
-
-impl LogKeys {
-    fn checked(self) -> KeyResult<Log> {
-        let level = match self.level.as_deref() {
-            Some("error") => Level::Error,
-            Some("warn") => Level::Warn,
-            None | Some("info") => Level::Info,
-            Some("debug") => Level::Debug,
-            Some("trace") => Level::Trace,
-            Some(other) => {
-                let reason = format!("\"{other}\" is no level; use error, warn, info, debug or trace");
-                return Err(KeyError("log", "level", reason));
-            }
-        };
-        Ok(Log { level })
     }
 }
 

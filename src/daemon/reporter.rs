@@ -116,6 +116,7 @@ impl HostSampler {
             self.report_now.notify_one();
             self.forward_alert(alert);
         }
+        self.telemetry.record_history(now, SystemTime::now());
     }
 
     /// The broker link takes alerts at any time, and keeps those that the broker cannot receive yet.
