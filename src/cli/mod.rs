@@ -12,6 +12,7 @@ mod generate;
 mod host;
 mod inspect;
 mod model_args;
+mod report;
 mod schema_file;
 mod serve;
 mod tools;
@@ -88,6 +89,7 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     Doctor(doctor::Doctor),
     Top(top::Top),
+    Report(report::ReportArgs),
     CheckConfig(check_config::CheckConfig),
 }
 
@@ -111,6 +113,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Perplexity(args) => perplexity::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Top(args) => top::run(args),
+        Command::Report(args) => report::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     }
 }
