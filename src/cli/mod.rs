@@ -12,6 +12,7 @@ mod generate;
 mod host;
 mod inspect;
 mod model_args;
+mod report;
 mod schema_file;
 mod serve;
 mod tools;
@@ -89,6 +90,7 @@ enum Command {
     Eval(eval::Eval),
     Doctor(doctor::Doctor),
     Top(top::Top),
+    Report(report::ReportArgs),
     CheckConfig(check_config::CheckConfig),
 }
 
@@ -113,6 +115,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Eval(args) => eval::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Top(args) => top::run(args),
+        Command::Report(args) => report::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     }
 }

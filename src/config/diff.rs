@@ -173,6 +173,8 @@ const KEYS: &[Key] = &[
     live!("alerts.broker_link_s", alerts.broker_link_s),
     live!("alerts.subscription", alerts.subscription),
     live!("alerts.storage", alerts.storage),
+    // The memory plan depends on it.
+    at_restart!("history.enabled", |config| config.history.is_enabled),
     live!("log.level", log.level),
 ];
 
@@ -206,6 +208,7 @@ mod tests {
         cache = { scope = "all", disk_mb = 5 }
         governor = { target_c = 70, limit_watts = 5, quiet_hours = "22:00-07:00", on_battery = true, reduced_percent = 30 }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
+        history.enabled = false
         log.level = "warn"
         [alerts]
         hold_s = 1

@@ -12,6 +12,7 @@ mod home;
 mod http;
 mod key_error;
 mod listen;
+mod log;
 mod profile;
 mod telemetry;
 #[cfg(test)]
@@ -70,6 +71,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// `[alerts]`
     pub alerts: Alerts,
+    /// `[history]`
+    pub history: History,
     /// `[log]`
     pub log: Log,
 }
@@ -330,6 +333,13 @@ pub struct BoardWatts {
     pub idle: f64,
     /// With all processors busy; more than `idle`.
     pub full: f64,
+}
+
+/// The history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct History {
+    /// Whether it is observed, and written to the state folder.
+    pub is_enabled: bool,
 }
 
 /// The log.

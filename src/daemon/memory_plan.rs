@@ -7,7 +7,7 @@ use crate::engine::Footprint;
 use crate::engine::model::KV_BLOCK;
 use crate::home;
 use crate::protocol::json;
-use crate::telemetry::sensors;
+use crate::telemetry::{history, sensors};
 use crate::transport::{http, mqtt, unix, wyoming};
 use std::fmt;
 use std::path::Path;
@@ -69,6 +69,8 @@ pub struct ClientMemory {
     pub link: usize,
     /// The names of the home; 0 without them.
     pub home: usize,
+    /// The history and a report of it; 0 without one.
+    pub history: usize,
 }
 
 /// The interfaces that are served over TCP.
@@ -108,6 +110,7 @@ impl ClientMemory {
         let clients = Self::estimate(config.queue.depth, &connections, link);
         ClientMemory {
             home: if config.home.is_enabled { home::HOME_BYTES } else { 0 },
+            history: if config.history.is_enabled { history::HISTORY_BYTES } else { 0 },
             http: http::BODY_FACTOR * config.http.body_bytes,
             http_least: http::BODY_FACTOR * config.http.least_body_bytes,
             ..clients
@@ -130,11 +133,12 @@ impl ClientMemory {
             http: 0,
             http_least: 0,
             home: 0,
+            history: 0,
         }
     }
 
     fn total(&self) -> usize {
-        self.connections + self.http + self.queue + self.link + self.home
+        self.connections + self.http + self.queue + self.link + self.home + self.history
     }
 }
 
@@ -281,7 +285,7 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             "memory plan: weights {} + repacked {} + KV cache {} ({together}{} tokens) + scratch {} + tokenizer {} + \
-             connections {} + HTTP {} + queue {} + broker link {} + home {} + daemon {} + reserve {} = {} of {} MiB",
+             connections {} + HTTP {} + queue {} + broker link {} + home {} + history {} + daemon {} + reserve {} = {} of {} MiB",
             Mebibytes(mapped),
             Mebibytes(copied),
             Mebibytes(self.footprint.cache_bytes(self.context).saturating_mul(self.parallel)),
@@ -293,6 +297,7 @@ impl fmt::Display for MemoryPlan {
             Mebibytes(self.clients.queue),
             Mebibytes(self.clients.link),
             Mebibytes(self.clients.home),
+            Mebibytes(self.clients.history),
             Mebibytes(DAEMON_BYTES),
             Mebibytes(self.reserve()),
             Mebibytes(self.total()),
@@ -346,8 +351,15 @@ mod tests {
         grammar: 0,
     };
 
-    const CLIENTS: ClientMemory =
-        ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20, http: 0, http_least: 0, home: 0 };
+    const CLIENTS: ClientMemory = ClientMemory {
+        connections: 3 << 20,
+        queue: 1 << 20,
+        link: 2 << 20,
+        http: 0,
+        http_least: 0,
+        home: 0,
+        history: 0,
+    };
 
     fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, Box<TooLarge>> {
         MemoryPlan::make(

@@ -8,6 +8,7 @@ mod answer_cache;
 mod client_shares;
 mod commands;
 mod governor;
+mod history_keeper;
 mod home;
 mod home_intent;
 mod listeners;
@@ -43,6 +44,7 @@ use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, HomeAssistantInfo};
 use crate::transport::{Command, Heartbeat, Inbound};
 use crate::transport::{http, unix, wyoming};
+use history_keeper::HistoryKeeper;
 use home_intent::HomeIntents;
 use listeners::Listeners;
 use local_interfaces::{LocalInterfaces, StopTokens};
@@ -167,6 +169,7 @@ pub async fn run(
     let mut signals = Signals::listen()
         .map_err(|error| DaemonError::Setup(format!("signal handlers cannot be installed: {error}")))?;
     let telemetry = Arc::new(configured_telemetry(&config, &plan));
+    let history = HistoryKeeper::begin(&config, &telemetry);
     let stop = StopTokens { draining: stop, close: CancellationToken::new() };
     let card = model_card(&file, plan.context).map_err(DaemonError::Model)?;
     let listeners = Listeners::open(passed, &config)?;
@@ -209,7 +212,7 @@ pub async fn run(
     let settings = LiveSettings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
     let settings = LiveSettings { home, ..settings };
     let heartbeat = Heartbeat::default();
-    let mut daemon = Daemon { settings, telemetry, sensors, queue, stop, heartbeat };
+    let mut daemon = Daemon { settings, telemetry, sensors, queue, history, stop, heartbeat };
     log_ready(&engine_info, daemon.settings.running.budget.threads, &interfaces.addresses);
     let outcome = daemon.serve(interfaces, signals, ended, &engine_info, &plan, ready).await;
     outcome.and(join_worker(handle).await)
@@ -279,6 +282,8 @@ struct Daemon {
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
+    /// `None` where no history is stored.
+    history: Option<Arc<HistoryKeeper>>,
     stop: StopTokens,
     /// The heartbeat of the broker link's event loop.
     heartbeat: Heartbeat,
@@ -316,6 +321,9 @@ impl Daemon {
             report_now,
         ));
         background.spawn(admit(prompt_rx, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
+        if let Some(history) = &self.history {
+            background.spawn(Arc::clone(history).run());
+        }
         loaded.cancel();
         systemd::ready(&engine_info.model);
         let _ = ready.send(()); // the receiver may be gone
@@ -325,6 +333,9 @@ impl Daemon {
             if let Err(error) = ended {
                 error!("a transport failed: {error}");
             }
+        }
+        if let Some(history) = &self.history {
+            history.finish().await;
         }
         info!("stopped");
         fault.map_or(Ok(()), |message| Err(DaemonError::Setup(message)))
@@ -520,6 +531,7 @@ mod tests {
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,
+            history: None,
             stop: StopTokens { draining: CancellationToken::new(), close: CancellationToken::new() },
             heartbeat: Heartbeat::default(),
         }

@@ -121,6 +121,7 @@ impl HostSampler {
             self.report_now.notify_one();
             self.forward_alert(alert);
         }
+        self.telemetry.record_history(now, SystemTime::now());
     }
 
     fn govern(&self) {

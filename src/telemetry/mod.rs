@@ -6,6 +6,8 @@
 pub mod alerts;
 mod decoding;
 pub mod energy;
+pub mod history;
+mod history_sample;
 mod http_calls;
 mod journal;
 mod latency;
@@ -33,8 +35,9 @@ use crate::protocol::{
     CacheCounts, Code, Cpu, Done, Energy, FinishReason, GovernorState, LogLines, Memory, MqttLink, Reading,
     Report, RequestEnergy, Requests, ShortlistCounts, Throttled,
 };
-use alerts::{Alert, Alerts, Conditions, PlannedMemory};
+use alerts::{Alert, Alerts, Conditions, PlannedMemory, State};
 use energy::{EnergyMark, Meter};
+use history::History;
 use request_stats::RequestStats;
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,6 +77,10 @@ pub struct Telemetry {
     meter: Mutex<Meter>,
     last_observed: Mutex<LastObserved>,
     alerts: Mutex<Alerts>,
+    /// How many alerts were raised since start.
+    alerts_raised: Counter,
+    /// `None` until it is begun, and where it is switched off.
+    history: Mutex<Option<History>>,
 }
 
 /// The model and the kernel that run here.
@@ -147,6 +154,8 @@ impl Telemetry {
             meter: Mutex::default(),
             last_observed: Mutex::default(),
             alerts: Mutex::new(Alerts::new(config::Alerts::off())),
+            alerts_raised: Counter::default(),
+            history: Mutex::default(),
         }
     }
 
@@ -265,7 +274,9 @@ impl Telemetry {
     /// queue's depth. To be called about once a second.
     pub fn evaluate_alerts(&self, now: Instant, depth: usize) -> Vec<Alert> {
         let conditions = self.conditions(now, depth);
-        locked(&self.alerts).evaluate(now, &conditions)
+        let changed = locked(&self.alerts).evaluate(now, &conditions);
+        changed.iter().filter(|alert| alert.state == State::Raised).for_each(|_| self.alerts_raised.add());
+        changed
     }
 
     /// Names of the alerts now raised.

@@ -1,6 +1,7 @@
 //! Statistics of the requests that ended: latencies, token counts, energy. Deliberately knows no text of a request
 //! or an answer.
 
+use super::latency::histogram::Histogram;
 use super::latency::{Distribution, FixedBuckets, LatencyStats, Quantity};
 use crate::protocol::{
     Code, Done, FinishReason, Latency, RequestEnergy, ShortlistCounts, Throughput, Timings, Usage,
@@ -158,6 +159,21 @@ impl RequestStats {
             tokens_per_second: ratio(self.decoded_tokens as f64, self.decode_s),
             screen: self.screen,
         }
+    }
+
+    /// Tokens after the first of each answer, and the seconds they took.
+    pub fn decoded(&self) -> (u64, f64) {
+        (self.decoded_tokens, self.decode_s)
+    }
+
+    /// All times to the first token, and all times to the last, since start.
+    pub fn latencies_since_start(&self) -> [&Histogram; 2] {
+        [self.ttft.all(), self.total.all()]
+    }
+
+    /// Tokens of the answers whose energy is known.
+    pub fn energy_tokens(&self) -> u64 {
+        self.gross.tokens
     }
 
     /// Energy of the answers for which it is known, in joules.

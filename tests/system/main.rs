@@ -32,6 +32,7 @@ mod overhead;
 mod power;
 mod queueing;
 mod reload;
+mod report;
 mod restart;
 mod shared_decoding;
 mod soak;

@@ -226,6 +226,12 @@ impl Alerts {
         all.filter(|(_, watch)| watch.is_raised).map(|(kind, _)| kind.name())
     }
 
+    /// The same as a set of bits in the order of [`Kind::ALL`], the first kind lowest.
+    pub fn raised_bits(&self) -> u16 {
+        let watches = self.watches.iter().enumerate();
+        watches.filter(|(_, watch)| watch.is_raised).fold(0, |bits, (at, _)| bits | 1 << at)
+    }
+
     /// The reading of each kind, in the order of [`Kind::ALL`].
     fn values(&mut self, now: Instant, conditions: &Conditions) -> [Option<f64>; Kind::ALL.len()] {
         let Conditions { failed, ended, .. } = *conditions;

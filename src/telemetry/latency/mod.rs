@@ -51,6 +51,11 @@ impl LatencyStats {
         self.hour.record(now, place);
     }
 
+    /// All durations since start.
+    pub fn all(&self) -> &Histogram {
+        &self.all
+    }
+
     /// The percentiles of each window, in milliseconds.
     pub fn spans(&self, now: Instant) -> LatencyWindows {
         LatencyWindows {

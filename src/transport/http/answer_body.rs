@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Bytes collected for one write.
 const BATCH: usize = 4 * 1024;
@@ -55,6 +55,25 @@ impl CallGuard {
 impl From<Vec<u8>> for AnswerBody {
     fn from(bytes: Vec<u8>) -> Self {
         AnswerBody::Whole(Some(bytes.into()))
+    }
+}
+
+/// Bytes, and the place that they take until they are sent.
+struct HeldBytes {
+    bytes: Vec<u8>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl AnswerBody {
+    /// Known bytes that hold a place until they are sent, or the client is gone.
+    pub fn holding(bytes: Vec<u8>, place: OwnedSemaphorePermit) -> Self {
+        AnswerBody::Whole(Some(Bytes::from_owner(HeldBytes { bytes, _place: place })))
     }
 }
 

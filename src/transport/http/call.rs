@@ -11,6 +11,7 @@ use super::routes::{self, HttpRoute};
 use super::slots::TakenSlots;
 use crate::protocol::api::{Call, CallContext, HttpRefusal, TranslatedRequest};
 use crate::protocol::{Code, Event, Refusal, ollama, openai};
+use crate::telemetry::history::{self, ReportRequest, ReportSubject};
 use crate::telemetry::{HttpApi, prometheus};
 use crate::transport::in_flight::InFlight;
 use crate::transport::{Inbound, Reply, WhenFull};
@@ -18,6 +19,7 @@ use hyper::Method;
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
+use jiff::tz::TimeZone;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -71,7 +73,7 @@ impl Caller {
             return Ok(response::finish(response::preflight(), api, &id, origin));
         }
         let response = match route {
-            Ok(route) => self.dispatch(api, route, body, call, received).await,
+            Ok(route) => self.dispatch(api, route, head.uri.query(), body, call, received).await,
             Err(reason) => response::no_route(api, reason),
         };
         Ok(response::finish(response, api, &id, origin))
@@ -89,6 +91,7 @@ impl Caller {
         &self,
         api: HttpApi,
         route: HttpRoute,
+        query: Option<&str>,
         body: UnreadBody,
         call: CallGuard,
         received: Instant,
@@ -101,6 +104,7 @@ impl Caller {
                 let text = prometheus::render(&shared.telemetry, SystemTime::now());
                 response::response(200, prometheus::CONTENT_TYPE, text.into_bytes())
             }
+            HttpRoute::Report => self.report(query.unwrap_or_default()).await,
             HttpRoute::Root => response::response(200, TEXT, b"bitnetd is running\n".to_vec()),
             HttpRoute::Models => response::response(200, JSON, openai::models(model)),
             HttpRoute::Model(name) => known(openai::model(model, &name)),
@@ -137,6 +141,24 @@ impl Caller {
         };
         let body = serde_json::json!({ "status": word, "state": state, "reasons": reasons });
         response::response(status, JSON, format!("{body}\n").into_bytes())
+    }
+
+    /// The report of the history. One at a time is in memory, until its client has read it or a write has waited too long.
+    async fn report(&self, query: &str) -> HttpResponse {
+        let shared = &self.context.0;
+        let request = match ReportRequest::parse(query) {
+            Ok(request) => request,
+            Err(message) => return response::error(HttpApi::Own, 400, "invalid_request", &message),
+        };
+        let place = Arc::clone(&shared.report_place).acquire_owned().await;
+        let place = place.expect("the semaphore is never closed");
+        let Some(steps) = shared.telemetry.history() else {
+            let message = "there is no history: history.enabled is false";
+            return response::error(HttpApi::Own, 503, "unavailable", message);
+        };
+        let subject = ReportSubject { device: &shared.device, model: &shared.model.name };
+        let report = history::render(&steps, subject, &request, SystemTime::now(), &TimeZone::system());
+        response::report(request.form, AnswerBody::holding(report, place))
     }
 
     /// Answers a call that the model answers.

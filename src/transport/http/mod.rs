@@ -32,7 +32,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 /// Memory that one connection can hold, in bytes: the head of a request, the beginning of its body, and what waits to be
@@ -77,6 +77,10 @@ struct Shared {
     model: Arc<ModelCard>,
     slots: Slots,
     bodies: BodyMemory,
+    /// The device id.
+    device: String,
+    /// The one report that may be in memory.
+    report_place: Arc<Semaphore>,
     inbound: mpsc::Sender<Inbound>,
     telemetry: Arc<Telemetry>,
     loaded: CancellationToken,
@@ -99,6 +103,8 @@ impl HttpContext {
             model: Arc::new(model),
             slots: Slots::new(slots),
             bodies: BodyMemory::new(settings.body_bytes),
+            report_place: Arc::new(Semaphore::new(1)),
+            device,
             inbound,
             telemetry,
             loaded,
