@@ -155,11 +155,11 @@ mod tests {
 
     #[test]
     fn the_tables_of_a_page_are_read_under_the_headings_of_sections() {
-        let text = "# Keys\n| `a` | no section |\n## [log]\n| key | default |\n| `level` | info |\n| `level` | info |\n## More\n| `b` | x |\n";
+        let text = "# Keys\n| `a` | before the first section |\n## [log]\n| key | default |\n| `level` | info |\n| `level` | info |\n## More\n| `b` | x |\n";
         let (keys, again) = in_page(text);
         assert_eq!(
             (names(keys), again.into_values().collect::<Vec<_>>()),
-            (vec!["log.level".into()], vec![6])
+            (vec!["a".into(), "log.level".into()], vec![6])
         );
     }
 
