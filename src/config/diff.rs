@@ -149,6 +149,7 @@ const KEYS: &[Key] = &[
     live!("home.file", home.file),
     live!("defaults.speculate", defaults.speculate),
     live!("cache.scope", cache.scope),
+    live!("guard.requests_per_minute", guard.requests_per_minute),
     live!("telemetry.interval_s", telemetry.interval),
     // Energy that was counted with one estimate cannot be continued with another.
     at_restart!("telemetry.idle_watts", |config| config.telemetry.board_watts.map(|watts| watts.idle)),
@@ -197,6 +198,7 @@ mod tests {
         home = { enabled = true, constrain = false, file = "/h.toml" }
         defaults.speculate = false
         cache = { scope = "all", disk_mb = 5 }
+        guard = { requests_per_minute = 60 }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
         [alerts]
@@ -268,6 +270,7 @@ mod tests {
             "home.file",
             "defaults.speculate",
             "cache.scope",
+            "guard.requests_per_minute",
             "telemetry.interval_s",
             "telemetry.textfile",
             "log.level",

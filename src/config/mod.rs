@@ -7,9 +7,11 @@
 mod alerts;
 mod broker;
 mod diff;
+mod guard;
 mod home;
 mod http;
 mod key_error;
+mod key_values;
 mod listen;
 mod telemetry;
 #[cfg(test)]
@@ -19,6 +21,7 @@ mod toml_schema;
 
 pub use alerts::Alerts;
 pub use diff::ConfigDiff;
+pub use guard::Guard;
 pub use http::{Http, is_loopback};
 
 use crate::external_text::utf8;
@@ -58,6 +61,8 @@ pub struct Config {
     pub defaults: Defaults,
     /// `[cache]`
     pub cache: Cache,
+    /// `[guard]`
+    pub guard: Guard,
     /// `[telemetry]`
     pub telemetry: Telemetry,
     /// `[alerts]`

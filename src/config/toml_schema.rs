@@ -5,14 +5,15 @@
 
 use super::alerts::{AlertValue, switch, threshold};
 use super::key_error::{KeyError, KeyResult, within};
+use super::key_values::{folder, one_of, shown, topic_level, topic_levels};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
     Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Defaults, Device, Head, Host,
     Http, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry,
-    Tls, Wyoming, broker, http, listen, telemetry,
+    Tls, Wyoming, broker, guard, http, listen, telemetry,
 };
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Debug, Default, Deserialize)]
@@ -29,6 +30,7 @@ pub(super) struct File {
     home: HomeKeys,
     defaults: DefaultsKeys,
     cache: CacheKeys,
+    guard: GuardKeys,
     telemetry: TelemetryKeys,
     alerts: AlertsKeys,
     log: LogKeys,
@@ -151,6 +153,12 @@ pub(super) struct CacheKeys {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct GuardKeys {
+    pub(super) requests_per_minute: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetryKeys {
     interval_s: Option<u64>,
     idle_watts: Option<f64>,
@@ -226,6 +234,7 @@ impl File {
             home: super::home::checked(self.home.enabled, self.home.constrain, self.home.file)?,
             defaults: Defaults { speculate: self.defaults.speculate.unwrap_or(true) },
             cache,
+            guard: guard::checked(self.guard)?,
             telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,
             log: self.log.checked()?,
@@ -260,20 +269,6 @@ const HEADS: [(&str, Option<Head>); 5] = [
 ];
 const KV_CACHES: [(&str, KvCachePrecision); 2] =
     [("f16", KvCachePrecision::F16), ("int8", KvCachePrecision::Int8)];
-
-/// The meaning of a key's word; the first of the choices where the key is left out.
-fn one_of<T: Copy>(
-    section: &'static str,
-    key: &'static str,
-    word: Option<String>,
-    choices: &[(&str, T)],
-) -> KeyResult<T> {
-    let Some(word) = word else { return Ok(choices[0].1) };
-    choices.iter().find(|(name, _)| *name == word).map(|(_, meaning)| *meaning).ok_or_else(|| {
-        let all = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-        KeyError(section, key, format!("\"{word}\" is not known; use one of {all}"))
-    })
-}
 
 impl ModelKeys {
     fn checked(self, host: &Host) -> KeyResult<Model> {
@@ -541,24 +536,6 @@ impl LogKeys {
     }
 }
 
-/// A folder to store files in; an empty path is none.
-fn folder(
-    section: &'static str,
-    key: &'static str,
-    value: Option<PathBuf>,
-    default: &Path,
-) -> KeyResult<Option<PathBuf>> {
-    let folder = value.unwrap_or_else(|| default.to_owned());
-    if folder.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    if folder.is_relative() {
-        let reason = format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
-        return Err(KeyError(section, key, reason));
-    }
-    Ok(Some(folder))
-}
-
 /// A number of threads, at most `threads`.
 fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> KeyResult<Option<usize>> {
     let Some(value) = value else { return Ok(None) };
@@ -566,28 +543,4 @@ fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> KeyResult
         return Ok(Some(value));
     }
     Err(KeyError("budget", key, format!("{value} is outside 1 to {threads}, the threads there are")))
-}
-
-/// A value for an error message, escaped. What is too long is cut with the whole message.
-fn shown(value: &str) -> impl std::fmt::Display {
-    value.escape_debug()
-}
-
-fn topic_level(text: &str, section: &'static str, key: &'static str) -> KeyResult<()> {
-    let bad = |c: char| matches!(c, '/' | '+' | '#' | '$') || c.is_control();
-    if text.is_empty() || text.len() > 128 || text.contains(bad) {
-        let reason =
-            format!("\"{}\" cannot be an MQTT topic level; use 1 to 128 bytes without / + # $", shown(text));
-        return Err(KeyError(section, key, reason));
-    }
-    Ok(())
-}
-
-/// One or more levels of a topic.
-fn topic_levels(value: Option<String>, default: &str, key: &'static str) -> KeyResult<String> {
-    let levels = value.unwrap_or_else(|| default.into());
-    for level in levels.split('/') {
-        topic_level(level, "mqtt", key)?;
-    }
-    Ok(levels)
 }

@@ -36,7 +36,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/synthetic",    &["random", "engine::error", "engine::gguf", "engine::quant"]),
     ("engine/builtin",   &["engine"]),
     ("home",             &["external_text", "config", "protocol"]),
-    ("guard",            &["config", "protocol"]),
+    ("guard",            &["random", "external_text", "config", "protocol"]),
     ("telemetry",        &["random", "config", "protocol"]),
     ("transport",        &["external_text", "config", "protocol", "home", "telemetry"]),
     ("daemon",           &["config", "protocol", "home", "guard", "telemetry", "transport"]),

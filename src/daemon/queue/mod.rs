@@ -13,6 +13,7 @@ use super::memory_guard::MemoryGuard;
 use super::memory_plan::MemoryPlan;
 use super::running::RunningRequests;
 use crate::config::Config;
+use crate::guard::{Denied, Guard};
 use crate::protocol::Refusal;
 use crate::telemetry::Telemetry;
 use crate::transport::Inbound;
@@ -33,6 +34,7 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 pub(super) struct Queue {
     admission: Arc<Mutex<Admission>>,
     telemetry: Arc<Telemetry>,
+    guard: Mutex<Guard>,
     /// Wakes the worker.
     offered: Condvar,
     /// Wakes the task that removes requests whose deadline has passed.
@@ -60,6 +62,7 @@ impl Queue {
         let queue = Queue {
             admission,
             telemetry,
+            guard: Mutex::new(Guard::new(config.guard.clone(), Instant::now())),
             offered: Condvar::new(),
             occupied: Notify::new(),
             timeout_ms: AtomicU64::default(),
@@ -78,11 +81,16 @@ impl Queue {
         self.timeout_ms.store(ms, Ordering::Relaxed);
         self.answers.set_scope(config.cache.scope);
         self.worker.set_speculation(config.defaults.speculate);
+        locked(&self.guard).adopt(config.guard.clone());
         locked(&self.admission).set_client_percent(config.queue.client_percent);
     }
 
     /// Admits a request, or refuses it.
     pub fn offer(&self, inbound: Inbound) {
+        let checked = locked(&self.guard).check(&inbound.limit_key, Instant::now());
+        if let Err(denied) = checked {
+            return self.deny(inbound, denied);
+        }
         self.memory.check();
         let default = Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed));
         let timeout = inbound.request.timeout.unwrap_or(default);
@@ -204,6 +212,12 @@ impl Queue {
     fn begin(&self, mut request: QueuedRequest) -> QueuedRequest {
         request.running = Some(self.running.begin(&request.inbound.cancel));
         request
+    }
+
+    /// Refuses a request that the guard does not allow.
+    fn deny(&self, inbound: Inbound, denied: Denied) {
+        self.telemetry.security.refused(&inbound.client, denied.reason);
+        self.refuse(inbound, denied.refusal);
     }
 
     /// Sends a client the reason why its request gets no answer.

@@ -10,8 +10,9 @@ mod tests;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
-    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure,
-    Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput, json,
+    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GuardReason, HttpCalls, Memory, Method,
+    MqttLink, Pressure, Reading, Report, Requests, Security, ShortlistCounts, StructuredOutput, Thermal,
+    Throttled, Throughput, json,
 };
 use exposition::{Exposition, Label, MetricFamily};
 use std::collections::BTreeMap;
@@ -55,6 +56,7 @@ fn report_metrics(text: &mut Exposition, report: &Report) {
     structured_output(text, &report.structured_output);
     decoding(text, &report.decoding);
     http(text, &report.http);
+    security(text, &report.security);
     throughput(text, &report.throughput);
     power(text, report.power.as_ref(), report.energy.as_ref());
     thermal(text, &report.thermal);
@@ -186,6 +188,14 @@ fn http(text: &mut Exposition, calls: &HttpCalls) {
         .sample(&[("api", "own")], Some(own as f64));
     text.counter("bitnetd_http_denied_total", "Of these, not allowed.").count(denied);
     text.counter("bitnetd_http_ignored_keys_total", "Unknown keys of calls.").count(ignored_keys);
+}
+
+fn security(text: &mut Exposition, counts: &Security) {
+    let mut refused = counts.refused;
+    let mut family = text.counter("bitnetd_guard_refused_total", "Refused by the guard.");
+    for reason in GuardReason::ALL {
+        family = family.sample(&[("reason", reason.name())], Some(*refused.of(reason) as f64));
+    }
 }
 
 fn throughput(text: &mut Exposition, throughput: &Throughput) {
