@@ -150,6 +150,10 @@ const KEYS: &[Key] = &[
     live!("defaults.speculate", defaults.speculate),
     live!("cache.scope", cache.scope),
     live!("guard.requests_per_minute", guard.requests_per_minute),
+    live!("guard.max_prompt_bytes", guard.max_prompt_bytes),
+    live!("guard.max_prompt_tokens", guard.max_prompt_tokens),
+    live!("guard.max_output_tokens", guard.max_output_tokens),
+    live!("guard.control_characters", guard.control_characters),
     live!("telemetry.interval_s", telemetry.interval),
     // Energy that was counted with one estimate cannot be continued with another.
     at_restart!("telemetry.idle_watts", |config| config.telemetry.board_watts.map(|watts| watts.idle)),
@@ -198,7 +202,7 @@ mod tests {
         home = { enabled = true, constrain = false, file = "/h.toml" }
         defaults.speculate = false
         cache = { scope = "all", disk_mb = 5 }
-        guard = { requests_per_minute = 60 }
+        guard = { requests_per_minute = 60, max_prompt_bytes = 4096, max_prompt_tokens = 9, max_output_tokens = 8, control_characters = "refuse" }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
         [alerts]
@@ -271,6 +275,10 @@ mod tests {
             "defaults.speculate",
             "cache.scope",
             "guard.requests_per_minute",
+            "guard.max_prompt_bytes",
+            "guard.max_prompt_tokens",
+            "guard.max_output_tokens",
+            "guard.control_characters",
             "telemetry.interval_s",
             "telemetry.textfile",
             "log.level",

@@ -21,7 +21,7 @@ mod toml_schema;
 
 pub use alerts::Alerts;
 pub use diff::ConfigDiff;
-pub use guard::Guard;
+pub use guard::{ControlCharacters, Guard};
 pub use http::{Http, is_loopback};
 
 use crate::external_text::utf8;

@@ -155,6 +155,10 @@ pub(super) struct CacheKeys {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct GuardKeys {
     pub(super) requests_per_minute: Option<u64>,
+    pub(super) max_prompt_bytes: Option<u64>,
+    pub(super) max_prompt_tokens: Option<u64>,
+    pub(super) max_output_tokens: Option<u64>,
+    pub(super) control_characters: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -2,11 +2,17 @@
 //!
 //! Pure: the time is passed in. Deliberately knows no queue, no transport and no engine.
 
+mod control_characters;
+mod prompt_texts;
 mod rate_limit;
+#[cfg(test)]
+mod tests;
 
-use crate::config;
-use crate::protocol::{Code, GuardReason, Refusal};
+use crate::config::{self, ControlCharacters};
+use crate::protocol::{Code, GuardReason, Refusal, Request};
+use prompt_texts::visit_texts;
 use rate_limit::RateLimiter;
+use std::convert::Infallible;
 use std::time::Instant;
 
 /// A request that the guard refuses.
@@ -16,6 +22,12 @@ pub struct Denied {
     pub reason: GuardReason,
     /// What the client gets.
     pub refusal: Refusal,
+}
+
+impl Denied {
+    fn new(reason: GuardReason, code: Code, message: String) -> Self {
+        Denied { reason, refusal: Refusal::new(code, message) }
+    }
 }
 
 /// The guard with its settings, and what it remembers of the clients.
@@ -36,8 +48,27 @@ impl Guard {
         self.settings = settings;
     }
 
-    /// Checks a request of the client with this key, which no other client has.
-    pub fn check(&mut self, client: &str, now: Instant) -> Result<(), Denied> {
+    /// Checks a request of the client with this key, which no other client has, and limits what it may ask for.
+    pub fn check(&mut self, client: &str, request: &mut Request, now: Instant) -> Result<(), Denied> {
+        self.check_rate(client, now)?;
+        self.check_bytes(request)?;
+        self.check_characters(request)?;
+        if let Some(most) = self.settings.max_output_tokens {
+            let most = u32::try_from(most).unwrap_or(u32::MAX);
+            request.max_tokens = Some(request.max_tokens.map_or(most, |wanted| wanted.min(most)));
+        }
+        Ok(())
+    }
+
+    /// Checks a prompt of so many tokens.
+    pub fn check_tokens(&self, tokens: usize) -> Result<(), Denied> {
+        let Some(most) = self.settings.max_prompt_tokens.filter(|most| tokens > *most) else { return Ok(()) };
+        let message =
+            format!("the prompt has {tokens} tokens, and a client may send {most}; send a shorter one");
+        Err(Denied::new(GuardReason::PromptTokens, Code::TooLarge, message))
+    }
+
+    fn check_rate(&mut self, client: &str, now: Instant) -> Result<(), Denied> {
         let Some(most) = self.settings.requests_per_minute else {
             self.rate.clear();
             return Ok(());
@@ -47,47 +78,43 @@ impl Guard {
                 format!("this client may ask {most} times a minute, and has done so; ask again later");
             // Rounded up: a millisecond too early would be refused again.
             let ms = wait.as_nanos().div_ceil(1_000_000) as u64;
-            let refusal = Refusal { retry_after_ms: Some(ms), ..Refusal::new(Code::RateLimited, message) };
-            Denied { reason: GuardReason::RateLimited, refusal }
+            let mut denied = Denied::new(GuardReason::RateLimited, Code::RateLimited, message);
+            denied.refusal.retry_after_ms = Some(ms);
+            denied
         })
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    fn guard(requests_per_minute: usize, now: Instant) -> Guard {
-        let requests_per_minute = Some(requests_per_minute);
-        Guard::new(config::Guard { requests_per_minute }, now)
+    fn check_bytes(&self, request: &mut Request) -> Result<(), Denied> {
+        let Some(most) = self.settings.max_prompt_bytes else { return Ok(()) };
+        let mut bytes = 0;
+        let counted = visit_texts::<Infallible>(request, |text| {
+            bytes += text.len();
+            Ok(())
+        });
+        let Ok(()) = counted;
+        if bytes <= most {
+            return Ok(());
+        }
+        let message =
+            format!("the prompt has {bytes} bytes, and a client may send {most}; send a shorter one");
+        Err(Denied::new(GuardReason::PromptBytes, Code::TooLarge, message))
     }
 
-    #[test]
-    fn a_refusal_says_to_the_millisecond_when_the_next_request_is_admitted() {
-        let now = Instant::now();
-        let mut guard = guard(2, now);
-        let at = |micros: u64| now + Duration::from_micros(micros);
-        assert!(guard.check("a", at(1)).is_ok() && guard.check("a", at(7_000_500)).is_ok());
-        let denied = guard.check("a", at(20_000_000)).expect_err("the third");
-        assert_eq!((denied.reason, denied.refusal.code), (GuardReason::RateLimited, Code::RateLimited));
-        let ms = denied.refusal.retry_after_ms.expect("a time");
-        assert_eq!(ms, 40_001, "40.000001 s, rounded up");
-        assert!(guard.check("a", at(20_000_000 + (ms - 1) * 1000)).is_err());
-        assert!(guard.check("a", at(20_000_000 + ms * 1000)).is_ok());
-    }
-
-    #[test]
-    fn without_a_limit_everything_is_admitted_and_a_limit_that_comes_by_reload_counts_from_then_on() {
-        let now = Instant::now();
-        let mut guard = Guard::new(config::Guard::default(), now);
-        assert!((0..1000).all(|_| guard.check("a", now).is_ok()));
-        guard.adopt(config::Guard { requests_per_minute: Some(3) });
-        assert_eq!((0..9).filter(|_| guard.check("a", now).is_ok()).count(), 3);
-        guard.adopt(config::Guard { requests_per_minute: Some(5) });
-        assert_eq!((0..9).filter(|_| guard.check("a", now).is_ok()).count(), 2, "three are remembered");
-        guard.adopt(config::Guard { requests_per_minute: Some(1) });
-        let denied = guard.check("a", now + Duration::from_secs(59)).expect_err("five in a minute");
-        assert_eq!(denied.refusal.retry_after_ms, Some(1000));
+    fn check_characters(&self, request: &mut Request) -> Result<(), Denied> {
+        match self.settings.control_characters {
+            ControlCharacters::Allow => Ok(()),
+            ControlCharacters::Remove => visit_texts(request, |text| {
+                control_characters::remove_controls(text);
+                Ok(())
+            }),
+            ControlCharacters::Refuse => visit_texts(request, |text| {
+                let Some((at, c)) = control_characters::first_control(text) else { return Ok(()) };
+                let message = format!(
+                    "the prompt has the control character U+{:04X} at byte {at} of a text; send it without",
+                    u32::from(c)
+                );
+                Err(Denied::new(GuardReason::ControlCharacters, Code::InvalidRequest, message))
+            }),
+        }
     }
 }

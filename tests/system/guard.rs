@@ -110,3 +110,59 @@ async fn a_flood_of_the_broker_s_clients_and_of_holders_of_tokens_stops_at_the_l
     daemon.says("changed: guard.requests_per_minute").await;
     assert_eq!(call(port, "a", body).await.0, 200);
 }
+
+#[tokio::test]
+async fn prompts_and_answers_are_as_long_as_allowed_and_no_longer() {
+    let (folder, broker, port) = (Folder::new(), Mosquitto::start().await, free_port());
+    let guard = "[guard]\nmax_prompt_bytes = 200\nmax_prompt_tokens = 40\nmax_output_tokens = 2\n";
+    let settings = format!("{}{}{guard}", linked(broker.port), http_settings(&folder, port));
+    let daemon = Daemon::start(&folder, &settings).await;
+    let mut client = daemon.client().await;
+    let spoken = |bytes: usize| json!({"prompt": "go ".repeat(bytes / 3), "cache": false});
+    let refused = client.ask(spoken(201)).await;
+    assert_eq!(refused["code"], "too_large", "{refused}");
+    assert!(refused["message"].as_str().is_some_and(|text| text.contains("201 bytes")), "{refused}");
+    let refused = client.ask(spoken(198)).await;
+    assert_eq!(refused["code"], "too_large", "{refused}");
+    assert!(
+        refused["message"].as_str().is_some_and(|text| text.contains(" tokens, and a client may send 40")),
+        "{refused}"
+    );
+    for wanted in [json!({}), json!({"max_tokens": 50})] {
+        let mut request = json!({"prompt": "turn on the light", "cache": false});
+        request.as_object_mut().expect("an object").extend(wanted.as_object().expect("an object").clone());
+        let done = client.ask(request).await;
+        assert_eq!(
+            (&done["finish_reason"], &done["usage"]["completion_tokens"]),
+            (&json!("length"), &json!(2)),
+            "{done}"
+        );
+    }
+    let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
+    broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt/hall", "-m", &"x".repeat(201)]).await;
+    assert_eq!(replies.next().await.json()["code"], "too_large");
+    let long = json!({"model": "any", "messages": [{"role": "user", "content": "x".repeat(201)}]});
+    let (status, text) = call(port, "a", &long.to_string()).await;
+    assert!(status == 413 && text.contains("201 bytes"), "{status} {text}");
+    let security = report(&mut client).await["security"]["refused"].clone();
+    assert_eq!((&security["prompt_bytes"], &security["prompt_tokens"]), (&json!(3), &json!(1)), "{security}");
+}
+
+#[tokio::test]
+async fn control_characters_are_removed_or_refused() {
+    let folder = Folder::new();
+    let settings = |value: &str| format!("[guard]\ncontrol_characters = \"{value}\"\n");
+    let daemon = Daemon::start(&folder, &settings("remove")).await;
+    let mut client = daemon.client().await;
+    let plain = client.ask(json!({"prompt": "turn on\tthe\r\nlight", "cache": false})).await;
+    let hidden = client.ask(json!({"prompt": "\u{7}turn \u{1b}on\tthe\r\n\u{0}light", "cache": false})).await;
+    assert_eq!((&plain["event"], &plain["text"]), (&json!("done"), &hidden["text"]));
+    assert_eq!(plain["usage"], hidden["usage"]);
+    folder.config(&settings("refuse"));
+    daemon.process.signal(Signal::HUP);
+    daemon.says("changed: guard.control_characters").await;
+    let refused = client.ask(json!({"prompt": "turn \u{1b}on the light"})).await;
+    assert_eq!(refused["code"], "invalid_request", "{refused}");
+    assert!(refused["message"].as_str().is_some_and(|text| text.contains("U+001B at byte 5")), "{refused}");
+    assert_eq!(client.ask(json!({"prompt": "turn on\tthe\r\nlight"})).await["event"], "done");
+}

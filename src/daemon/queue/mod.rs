@@ -86,8 +86,8 @@ impl Queue {
     }
 
     /// Admits a request, or refuses it.
-    pub fn offer(&self, inbound: Inbound) {
-        let checked = locked(&self.guard).check(&inbound.limit_key, Instant::now());
+    pub fn offer(&self, mut inbound: Inbound) {
+        let checked = locked(&self.guard).check(&inbound.limit_key, &mut inbound.request, Instant::now());
         if let Err(denied) = checked {
             return self.deny(inbound, denied);
         }
@@ -214,8 +214,13 @@ impl Queue {
         request
     }
 
+    /// Whether the guard allows a prompt of so many tokens.
+    pub fn check_tokens(&self, tokens: usize) -> Result<(), Denied> {
+        locked(&self.guard).check_tokens(tokens)
+    }
+
     /// Refuses a request that the guard does not allow.
-    fn deny(&self, inbound: Inbound, denied: Denied) {
+    pub fn deny(&self, inbound: Inbound, denied: Denied) {
         self.telemetry.security.refused(&inbound.client, denied.reason);
         self.refuse(inbound, denied.refusal);
     }

@@ -291,7 +291,13 @@ impl Worker {
             tool_calls::prompt(engine, request)
         };
         match prompt {
-            Ok(prompt) => Some((queued, prompt)),
+            Ok(prompt) => match self.queue.check_tokens(prompt.tokens.len()) {
+                Ok(()) => Some((queued, prompt)),
+                Err(denied) => {
+                    self.queue.deny(queued.inbound, denied);
+                    None
+                }
+            },
             Err(error) => {
                 self.queue.refuse(queued.inbound, self.prompt_refusal(&error));
                 None
