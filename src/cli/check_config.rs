@@ -1,8 +1,8 @@
-//! `bitnetd check-config`: checks a configuration file, and the file of names that it names. Deliberately starts nothing.
+//! `bitnetd check-config`: checks a configuration file, and the files of names and patterns that it names. Deliberately starts nothing.
 
 use super::{Failure, host, print};
 use crate::config::Config;
-use crate::home;
+use crate::{guard, home};
 use std::path::PathBuf;
 
 /// Say what is wrong with a configuration, and where
@@ -15,10 +15,12 @@ pub(super) struct CheckConfig {
 
 pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
     match Config::load(&args.file, &host::host()) {
-        Ok(config) => match config.home.file.as_deref().map(home::file::load) {
-            Some(Err(error)) => Err(Failure::usage(format!("{}: {error}", args.file.display()))),
-            Some(Ok(_)) | None => print(format!("{}: sound\n", args.file.display()).as_bytes()),
-        },
+        Ok(config) => {
+            let wrong = |error: String| Failure::usage(format!("{}: {error}", args.file.display()));
+            config.home.file.as_deref().map(home::file::load).transpose().map_err(wrong)?;
+            config.guard.filter_file.as_deref().map(guard::filter::load).transpose().map_err(wrong)?;
+            print(format!("{}: sound\n", args.file.display()).as_bytes())
+        }
         Err(error) => Err(Failure::usage(error.to_string())),
     }
 }

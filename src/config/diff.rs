@@ -154,6 +154,8 @@ const KEYS: &[Key] = &[
     live!("guard.max_prompt_tokens", guard.max_prompt_tokens),
     live!("guard.max_output_tokens", guard.max_output_tokens),
     live!("guard.control_characters", guard.control_characters),
+    live!("guard.filter_file", guard.filter_file),
+    live!("guard.clear_ids", guard.clear_ids),
     live!("telemetry.interval_s", telemetry.interval),
     // Energy that was counted with one estimate cannot be continued with another.
     at_restart!("telemetry.idle_watts", |config| config.telemetry.board_watts.map(|watts| watts.idle)),
@@ -202,7 +204,7 @@ mod tests {
         home = { enabled = true, constrain = false, file = "/h.toml" }
         defaults.speculate = false
         cache = { scope = "all", disk_mb = 5 }
-        guard = { requests_per_minute = 60, max_prompt_bytes = 4096, max_prompt_tokens = 9, max_output_tokens = 8, control_characters = "refuse" }
+        guard = { requests_per_minute = 60, max_prompt_bytes = 4096, max_prompt_tokens = 9, max_output_tokens = 8, control_characters = "refuse", filter_file = "/f", clear_ids = true }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         log.level = "warn"
         [alerts]
@@ -279,6 +281,8 @@ mod tests {
             "guard.max_prompt_tokens",
             "guard.max_output_tokens",
             "guard.control_characters",
+            "guard.filter_file",
+            "guard.clear_ids",
             "telemetry.interval_s",
             "telemetry.textfile",
             "log.level",

@@ -2,9 +2,8 @@
 //!
 //! Deliberately opens no file.
 
-use super::key_error::{KeyResult, within};
-use super::key_values::one_of;
-use super::toml_schema::GuardKeys;
+use super::key_error::{KeyError, KeyResult, within};
+use std::path::PathBuf;
 
 /// The most requests a minute that can be configured: their times are held in memory for each client.
 const MAX_REQUESTS_PER_MINUTE: u64 = 6000;
@@ -13,7 +12,8 @@ const MAX_PROMPT_BYTES: u64 = 1 << 20;
 /// The most tokens of a context.
 const MAX_TOKENS: u64 = 1 << 20;
 
-const CONTROL_CHARACTERS: [(&str, ControlCharacters); 3] = [
+/// The words of the key.
+pub(super) const CONTROL_CHARACTERS: [(&str, ControlCharacters); 3] = [
     ("allow", ControlCharacters::Allow),
     ("remove", ControlCharacters::Remove),
     ("refuse", ControlCharacters::Refuse),
@@ -32,6 +32,10 @@ pub struct Guard {
     pub max_output_tokens: Option<usize>,
     /// What happens to control characters in a prompt.
     pub control_characters: ControlCharacters,
+    /// The file of patterns that neither prompts nor answers may have.
+    pub filter_file: Option<PathBuf>,
+    /// Whether clients appear in logs and reports under their names, not as hashes.
+    pub clear_ids: bool,
 }
 
 /// What happens to control characters in a prompt other than line breaks and tabs.
@@ -46,20 +50,27 @@ pub enum ControlCharacters {
     Refuse,
 }
 
-/// The settings of the guard; 0 switches a limit off.
-pub(super) fn checked(keys: GuardKeys) -> KeyResult<Guard> {
-    let limit = |key, value: Option<u64>, most| {
-        let value = within("guard", key, value.unwrap_or(0), 0..=most)? as usize;
-        Ok((value > 0).then_some(value))
+/// A limit; 0 switches it off.
+pub(super) fn limit(key: &'static str, value: Option<u64>) -> KeyResult<Option<usize>> {
+    let most = match key {
+        "requests_per_minute" => MAX_REQUESTS_PER_MINUTE,
+        "max_prompt_bytes" => MAX_PROMPT_BYTES,
+        _ => MAX_TOKENS,
     };
-    let characters = keys.control_characters;
-    Ok(Guard {
-        requests_per_minute: limit("requests_per_minute", keys.requests_per_minute, MAX_REQUESTS_PER_MINUTE)?,
-        max_prompt_bytes: limit("max_prompt_bytes", keys.max_prompt_bytes, MAX_PROMPT_BYTES)?,
-        max_prompt_tokens: limit("max_prompt_tokens", keys.max_prompt_tokens, MAX_TOKENS)?,
-        max_output_tokens: limit("max_output_tokens", keys.max_output_tokens, MAX_TOKENS)?,
-        control_characters: one_of("guard", "control_characters", characters, &CONTROL_CHARACTERS)?,
-    })
+    let value = within("guard", key, value.unwrap_or(0), 0..=most)? as usize;
+    Ok((value > 0).then_some(value))
+}
+
+/// The path of the filter's file; an empty one is none.
+pub(super) fn filter_file(path: Option<PathBuf>) -> KeyResult<Option<PathBuf>> {
+    let path = path.filter(|path| !path.as_os_str().is_empty());
+    match path.as_ref().filter(|path| path.is_relative()) {
+        Some(relative) => {
+            let reason = format!("{relative:?} is no absolute path; begin it with /");
+            Err(KeyError("guard", "filter_file", reason))
+        }
+        None => Ok(path),
+    }
 }
 
 #[cfg(test)]
@@ -82,6 +93,7 @@ mod tests {
         for (key, expected) in [
             ("requests_per_minute = 6001", "guard.requests_per_minute: 6001 is outside 0 to 6000"),
             ("max_prompt_bytes = 1048577", "guard.max_prompt_bytes: 1048577 is outside 0 to 1048576"),
+            ("filter_file = \"words\"", "guard.filter_file: \"words\" is no absolute path"),
             ("control_characters = \"no\"", "guard.control_characters: \"no\" is not known; use one of"),
         ] {
             let message = error(&format!("[guard]\n{key}"));

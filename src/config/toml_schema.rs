@@ -8,9 +8,9 @@ use super::key_error::{KeyError, KeyResult, within};
 use super::key_values::{folder, one_of, shown, topic_level, topic_levels};
 use super::text_position::{key_on, line_at, line_of};
 use super::{
-    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Defaults, Device, Head, Host,
-    Http, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry,
-    Tls, Wyoming, broker, guard, http, listen, telemetry,
+    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Defaults, Device, Guard, Head,
+    Host, Http, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket,
+    Telemetry, Tls, Wyoming, broker, guard, http, listen, telemetry,
 };
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -154,11 +154,13 @@ pub(super) struct CacheKeys {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct GuardKeys {
-    pub(super) requests_per_minute: Option<u64>,
-    pub(super) max_prompt_bytes: Option<u64>,
-    pub(super) max_prompt_tokens: Option<u64>,
-    pub(super) max_output_tokens: Option<u64>,
-    pub(super) control_characters: Option<String>,
+    requests_per_minute: Option<u64>,
+    max_prompt_bytes: Option<u64>,
+    max_prompt_tokens: Option<u64>,
+    max_output_tokens: Option<u64>,
+    control_characters: Option<String>,
+    filter_file: Option<PathBuf>,
+    clear_ids: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -238,7 +240,7 @@ impl File {
             home: super::home::checked(self.home.enabled, self.home.constrain, self.home.file)?,
             defaults: Defaults { speculate: self.defaults.speculate.unwrap_or(true) },
             cache,
-            guard: guard::checked(self.guard)?,
+            guard: self.guard.checked()?,
             telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,
             log: self.log.checked()?,
@@ -480,6 +482,21 @@ impl CacheKeys {
         };
         let disk_mb = within("cache", "disk_mb", self.disk_mb.unwrap_or(0), 0..=65_536)?;
         Ok(Cache { scope, disk_bytes: disk_mb << 20 })
+    }
+}
+
+impl GuardKeys {
+    fn checked(self) -> KeyResult<Guard> {
+        let (characters, words) = (self.control_characters, &guard::CONTROL_CHARACTERS);
+        Ok(Guard {
+            requests_per_minute: guard::limit("requests_per_minute", self.requests_per_minute)?,
+            max_prompt_bytes: guard::limit("max_prompt_bytes", self.max_prompt_bytes)?,
+            max_prompt_tokens: guard::limit("max_prompt_tokens", self.max_prompt_tokens)?,
+            max_output_tokens: guard::limit("max_output_tokens", self.max_output_tokens)?,
+            control_characters: one_of("guard", "control_characters", characters, words)?,
+            filter_file: guard::filter_file(self.filter_file)?,
+            clear_ids: self.clear_ids.unwrap_or(false),
+        })
     }
 }
 

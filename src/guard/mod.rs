@@ -2,17 +2,23 @@
 //!
 //! Pure: the time is passed in. Deliberately knows no queue, no transport and no engine.
 
+mod client_id;
 mod control_characters;
+pub mod filter;
 mod prompt_texts;
 mod rate_limit;
 #[cfg(test)]
 mod tests;
 
+pub use client_id::CLIENT_KEY_BYTES;
+
 use crate::config::{self, ControlCharacters};
 use crate::protocol::{Code, GuardReason, Refusal, Request};
+use filter::{Filter, FilterMatch};
 use prompt_texts::visit_texts;
-use rate_limit::RateLimiter;
+use rate_limit::RequestWindows;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A request that the guard refuses.
@@ -22,11 +28,26 @@ pub struct Denied {
     pub reason: GuardReason,
     /// What the client gets.
     pub refusal: Refusal,
+    /// The line of the filter's file that it matches; the client does not learn it.
+    pub filter_line: Option<usize>,
 }
 
 impl Denied {
     fn new(reason: GuardReason, code: Code, message: String) -> Self {
-        Denied { reason, refusal: Refusal::new(code, message) }
+        Denied { reason, refusal: Refusal::new(code, message), filter_line: None }
+    }
+
+    /// The refusal of an answer that matches the filter.
+    pub fn answer(found: FilterMatch) -> Self {
+        let message = "the answer has text that is not allowed here; ask for something else";
+        let denied = Denied::new(GuardReason::ResponseFiltered, Code::ResponseFiltered, message.into());
+        Denied { filter_line: Some(found.line), ..denied }
+    }
+
+    fn prompt(found: FilterMatch) -> Self {
+        let message = "the prompt has text that is not allowed here; ask without it";
+        let denied = Denied::new(GuardReason::ContentFiltered, Code::ContentFiltered, message.into());
+        Denied { filter_line: Some(found.line), ..denied }
     }
 }
 
@@ -34,13 +55,16 @@ impl Denied {
 #[derive(Debug)]
 pub struct Guard {
     settings: config::Guard,
-    rate: RateLimiter,
+    rate: RequestWindows,
+    filter: Option<Arc<Filter>>,
+    /// The key of the names that clients have in logs and reports.
+    client_key: [u8; CLIENT_KEY_BYTES],
 }
 
 impl Guard {
     /// A guard that has seen no client yet; `now` is the beginning of its time.
-    pub fn new(settings: config::Guard, now: Instant) -> Self {
-        Guard { settings, rate: RateLimiter::new(now) }
+    pub fn new(settings: config::Guard, client_key: [u8; CLIENT_KEY_BYTES], now: Instant) -> Self {
+        Guard { settings, rate: RequestWindows::new(now), filter: None, client_key }
     }
 
     /// Adopts other settings. What the clients sent in the last minute still counts.
@@ -48,11 +72,37 @@ impl Guard {
         self.settings = settings;
     }
 
+    /// Sets the key of the names that clients have in logs and reports.
+    pub fn set_client_key(&mut self, key: [u8; CLIENT_KEY_BYTES]) {
+        self.client_key = key;
+    }
+
+    /// The name of a client in logs and reports: 8 characters that follow from its key, or its own name where the owner
+    /// wants that.
+    pub fn shown_client(&self, client: &str, name: String) -> String {
+        if self.settings.clear_ids { name } else { client_id::client_id(&self.client_key, client) }
+    }
+
+    /// Sets the filter of prompts and answers, from the next request on.
+    pub fn set_filter(&mut self, filter: Option<Arc<Filter>>) {
+        self.filter = filter.filter(|filter| !filter.is_empty());
+    }
+
+    /// The filter of answers.
+    pub fn filter(&self) -> Option<Arc<Filter>> {
+        self.filter.clone()
+    }
+
     /// Checks a request of the client with this key, which no other client has, and limits what it may ask for.
     pub fn check(&mut self, client: &str, request: &mut Request, now: Instant) -> Result<(), Denied> {
         self.check_rate(client, now)?;
         self.check_bytes(request)?;
         self.check_characters(request)?;
+        if let Some(filter) = &self.filter {
+            visit_texts(request, |text| {
+                filter.find(text).map_or(Ok(()), |found| Err(Denied::prompt(found)))
+            })?;
+        }
         if let Some(most) = self.settings.max_output_tokens {
             let most = u32::try_from(most).unwrap_or(u32::MAX);
             request.max_tokens = Some(request.max_tokens.map_or(most, |wanted| wanted.min(most)));

@@ -17,7 +17,7 @@ const MAX_TIMES: usize = 32_768;
 
 /// The times of the requests of the last minute, by client.
 #[derive(Debug)]
-pub(super) struct RateLimiter {
+pub(super) struct RequestWindows {
     /// Times are nanoseconds from here.
     origin: Instant,
     /// Keyed with a random key, so that no client can choose a name that collides with another's.
@@ -26,9 +26,9 @@ pub(super) struct RateLimiter {
     times: usize,
 }
 
-impl RateLimiter {
+impl RequestWindows {
     pub fn new(now: Instant) -> Self {
-        RateLimiter { origin: now, hasher: RandomState::new(), by_client: HashMap::new(), times: 0 }
+        RequestWindows { origin: now, hasher: RandomState::new(), by_client: HashMap::new(), times: 0 }
     }
 
     /// Forgets all clients.
@@ -53,15 +53,15 @@ impl RateLimiter {
                 return Err(Duration::from_nanos(oldest + nanoseconds(WINDOW) - now));
             }
         }
-        self.make_room(client, now);
+        self.make_space(client, now);
         self.by_client.entry(client).or_default().push_back(now);
         self.times += 1;
         Ok(())
     }
 
-    /// Forgets other clients until there is room for one more request of this one: first those without a request in the
+    /// Forgets other clients until there is space for one more request of this one: first those without a request in the
     /// window, then those that have been silent longest.
-    fn make_room(&mut self, client: u64, now: u64) {
+    fn make_space(&mut self, client: u64, now: u64) {
         let is_full = |limiter: &Self| {
             let is_known = limiter.by_client.contains_key(&client);
             limiter.times >= MAX_TIMES || (!is_known && limiter.by_client.len() >= MAX_CLIENTS)
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn no_minute_however_it_is_cut_has_more_requests_than_are_allowed() {
         let (now, mut numbers) = (Instant::now(), Lcg::new(7));
-        let mut limiter = RateLimiter::new(now);
+        let mut limiter = RequestWindows::new(now);
         let (mut at, mut admitted) = (0, Vec::<u64>::new());
         for _ in 0..20_000 {
             at += u64::from(numbers.next_u32() % 3000);
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn clients_do_not_share_a_window() {
         let now = Instant::now();
-        let mut limiter = RateLimiter::new(now);
+        let mut limiter = RequestWindows::new(now);
         assert!(limiter.admit("a", 1, now).is_ok() && limiter.admit("b", 1, now).is_ok());
         assert!(limiter.admit("a", 1, now).is_err() && limiter.admit("b", 1, now).is_err());
     }
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn memory_is_bounded_and_the_clients_that_asked_last_stay_limited() {
         let now = Instant::now();
-        let mut limiter = RateLimiter::new(now);
+        let mut limiter = RequestWindows::new(now);
         for number in 0..100_000_u64 {
             assert!(limiter.admit(&format!("client {number}"), 1, now + ms(number / 100)).is_ok());
             assert!(limiter.by_client.len() <= MAX_CLIENTS && limiter.times <= MAX_TIMES);
@@ -143,7 +143,7 @@ mod tests {
         }
         assert_eq!(limiter.times, limiter.by_client.values().map(VecDeque::len).sum::<usize>());
         let later = last + WINDOW;
-        limiter.make_room(0, nanoseconds(later.duration_since(now)));
+        limiter.make_space(0, nanoseconds(later.duration_since(now)));
         limiter.clear();
         assert_eq!((limiter.by_client.len(), limiter.times), (0, 0));
     }

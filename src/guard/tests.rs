@@ -2,6 +2,8 @@ use super::*;
 use crate::protocol::{Input, json};
 use std::time::Duration;
 
+const KEY: [u8; CLIENT_KEY_BYTES] = [1; CLIENT_KEY_BYTES];
+
 fn request(text: &str) -> Request {
     Request { input: Input::Prompt(text.into()), ..json::request(br#"{"prompt":"go"}"#).expect("sound") }
 }
@@ -17,7 +19,7 @@ fn ask(guard: &mut Guard, now: Instant) -> Result<(), Denied> {
 #[test]
 fn a_refusal_says_to_the_millisecond_when_the_next_request_is_admitted() {
     let now = Instant::now();
-    let mut guard = Guard::new(limited(2), now);
+    let mut guard = Guard::new(limited(2), KEY, now);
     let at = |micros: u64| now + Duration::from_micros(micros);
     assert!(ask(&mut guard, at(1)).is_ok() && ask(&mut guard, at(7_000_500)).is_ok());
     let denied = ask(&mut guard, at(20_000_000)).expect_err("the third");
@@ -31,7 +33,7 @@ fn a_refusal_says_to_the_millisecond_when_the_next_request_is_admitted() {
 #[test]
 fn without_a_limit_everything_is_admitted_and_a_limit_that_comes_by_reload_counts_from_then_on() {
     let now = Instant::now();
-    let mut guard = Guard::new(config::Guard::default(), now);
+    let mut guard = Guard::new(config::Guard::default(), KEY, now);
     assert!((0..1000).all(|_| ask(&mut guard, now).is_ok()));
     guard.adopt(limited(3));
     assert_eq!((0..9).filter(|_| ask(&mut guard, now).is_ok()).count(), 3);
@@ -47,7 +49,7 @@ fn a_prompt_may_be_as_long_as_allowed_in_bytes_and_in_tokens_and_no_longer() {
     let now = Instant::now();
     let settings =
         config::Guard { max_prompt_bytes: Some(4), max_prompt_tokens: Some(7), ..config::Guard::default() };
-    let mut guard = Guard::new(settings, now);
+    let mut guard = Guard::new(settings, KEY, now);
     assert!(guard.check("a", &mut request("éé"), now).is_ok());
     let denied = guard.check("a", &mut request("ééa"), now).expect_err("5 bytes");
     assert_eq!((denied.reason, denied.refusal.code), (GuardReason::PromptBytes, Code::TooLarge));
@@ -63,7 +65,7 @@ fn a_prompt_may_be_as_long_as_allowed_in_bytes_and_in_tokens_and_no_longer() {
 fn who_asks_for_more_tokens_than_allowed_or_for_none_gets_the_limit() {
     let now = Instant::now();
     let settings = config::Guard { max_output_tokens: Some(10), ..config::Guard::default() };
-    let mut guard = Guard::new(settings, now);
+    let mut guard = Guard::new(settings, KEY, now);
     for (wanted, gets) in [(None, 10), (Some(9), 9), (Some(11), 10), (Some(u32::MAX), 10)] {
         let mut request = Request { max_tokens: wanted, ..request("go") };
         guard.check("a", &mut request, now).expect("admitted");
@@ -75,7 +77,8 @@ fn who_asks_for_more_tokens_than_allowed_or_for_none_gets_the_limit() {
 fn control_characters_are_allowed_removed_or_refused() {
     let now = Instant::now();
     let check = |control_characters, text: &str| {
-        let mut guard = Guard::new(config::Guard { control_characters, ..config::Guard::default() }, now);
+        let mut guard =
+            Guard::new(config::Guard { control_characters, ..config::Guard::default() }, KEY, now);
         let mut request = request(text);
         let checked = guard.check("a", &mut request, now);
         checked.map(|()| request.input).map_err(|denied| (denied.reason, denied.refusal.message))
@@ -88,4 +91,18 @@ fn control_characters_are_allowed_removed_or_refused() {
     let (reason, message) = check(ControlCharacters::Refuse, text).expect_err("an escape");
     assert_eq!(reason, GuardReason::ControlCharacters);
     assert!(message.contains("U+001B at byte 1"), "{message}");
+}
+
+#[test]
+fn a_client_appears_as_eight_characters_unless_the_owner_wants_its_name() {
+    let now = Instant::now();
+    let mut guard = Guard::new(config::Guard::default(), KEY, now);
+    let shown = guard.shown_client("unix:uid=1000", "unix:uid=1000".into());
+    assert!(shown.len() == 8 && shown.bytes().all(|digit| digit.is_ascii_hexdigit()), "{shown}");
+    assert_eq!(guard.shown_client("unix:uid=1000", "other".into()), shown, "its key counts");
+    assert_ne!(guard.shown_client("unix:uid=1", "unix:uid=1000".into()), shown);
+    guard.set_client_key([2; CLIENT_KEY_BYTES]);
+    assert_ne!(guard.shown_client("unix:uid=1000", "unix:uid=1000".into()), shown);
+    guard.adopt(config::Guard { clear_ids: true, ..config::Guard::default() });
+    assert_eq!(guard.shown_client("mqtt:topic:9:bitnetd/a/hall", "mqtt:hall".into()), "mqtt:hall");
 }

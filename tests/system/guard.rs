@@ -1,13 +1,13 @@
 //! The guard: what clients may ask, and how often, over each interface.
 
-use crate::daemon::{Client, Daemon};
+use crate::daemon::{Client, Daemon, run};
 use crate::listener::Listener;
 use crate::support::broker::{Mosquitto, free_port};
 use crate::{Folder, PATIENCE, linked};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -79,6 +79,7 @@ async fn a_flood_of_the_broker_s_clients_and_of_holders_of_tokens_stops_at_the_l
     let daemon = Daemon::start(&folder, &settings).await;
     let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
     let mut outcomes = std::collections::HashMap::<(String, String), usize>::new();
+    let began = Instant::now();
     for number in 0..6 {
         for client in ["hall", "attic"] {
             let request = json!({"id": format!("{client}-{number}"), "prompt": "go", "max_tokens": 1});
@@ -92,9 +93,13 @@ async fn a_flood_of_the_broker_s_clients_and_of_holders_of_tokens_stops_at_the_l
         let outcome = end["code"].as_str().or(end["event"].as_str()).expect("an end").to_owned();
         *outcomes.entry((client, outcome)).or_default() += 1;
     }
+    // On a machine so slow that it all took a minute, more are allowed.
+    let is_within_a_minute = || began.elapsed() < Duration::from_secs(60);
     for client in ["hall", "attic"] {
         let count = |outcome: &str| outcomes.get(&(client.to_owned(), outcome.to_owned())).copied();
-        assert_eq!((count("done"), count("rate_limited")), (Some(3), Some(3)), "{outcomes:?}");
+        let (done, limited) = (count("done").unwrap_or(0), count("rate_limited").unwrap_or(0));
+        assert!(done >= 3 && done + limited == 6, "{outcomes:?}");
+        assert!(done == 3 || !is_within_a_minute(), "{outcomes:?}");
     }
     let body = r#"{"model":"any","messages":[{"role":"user","content":"go"}],"max_tokens":1}"#;
     for token in ["a", "b"] {
@@ -102,7 +107,7 @@ async fn a_flood_of_the_broker_s_clients_and_of_holders_of_tokens_stops_at_the_l
             assert_eq!(call(port, token, body).await.0, 200, "{}", daemon.log());
         }
         let (status, text) = call(port, token, body).await;
-        assert!(status == 429 && text.contains("rate_limit"), "{status} {text}");
+        assert!(status == 429 && text.contains("rate_limit") || !is_within_a_minute(), "{status} {text}");
     }
     // A reload lifts the limit.
     folder.config(&settings.replace(guard, ""));
@@ -165,4 +170,133 @@ async fn control_characters_are_removed_or_refused() {
     assert_eq!(refused["code"], "invalid_request", "{refused}");
     assert!(refused["message"].as_str().is_some_and(|text| text.contains("U+001B at byte 5")), "{refused}");
     assert_eq!(client.ask(json!({"prompt": "turn on\tthe\r\nlight"})).await["event"], "done");
+}
+
+/// The settings of a filter with these patterns.
+fn filter_settings(folder: &Folder, patterns: &str) -> String {
+    let file = folder.write("filter", patterns);
+    format!("[guard]\nfilter_file = \"{}\"\n", file.display())
+}
+
+#[tokio::test]
+async fn a_prompt_with_a_forbidden_text_is_refused_over_every_interface_until_a_reload_allows_it() {
+    let (folder, broker, port) = (Folder::new(), Mosquitto::start().await, free_port());
+    let guard = filter_settings(&folder, "# none of these\nbad word\n/[0-9]{8}/\n");
+    let settings = format!("{}{}{guard}", linked(broker.port), http_settings(&folder, port));
+    let daemon = Daemon::start(&folder, &settings).await;
+    let mut client = daemon.client().await;
+    let message = |content: &str| json!({"role": "user", "content": content});
+    for request in [
+        json!({"prompt": "a BAD word"}),
+        json!({"prompt": "call 12345678"}),
+        json!({"messages": [message("bad word"), message("go")]}),
+        json!({"prompt": "go", "tools": [{"type": "function", "function": {"name": "f", "description": "bad word"}}]}),
+    ] {
+        let refused = client.ask(request.clone()).await;
+        assert_eq!(refused["code"], "content_filtered", "{request}: {refused}");
+        assert!(!refused.to_string().contains("bad word"), "{refused}");
+    }
+    let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
+    broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt/hall", "-m", "a bad word"]).await;
+    assert_eq!(replies.next().await.json()["code"], "content_filtered");
+    let asked = json!({"model": "any", "messages": [message("a bad word")]});
+    let (status, text) = call(port, "a", &asked.to_string()).await;
+    assert!(status == 400 && text.contains("content_policy_violation"), "{status} {text}");
+    assert_eq!(report(&mut client).await["security"]["refused"]["content_filtered"], 6);
+    // A file with an error changes nothing; one without the pattern allows the prompt.
+    folder.write("filter", "fine\n/(/\n");
+    daemon.process.signal(Signal::HUP);
+    daemon.says("the filter stays as it was: ").await;
+    daemon.says("filter:2: is no regular expression: unclosed group").await;
+    assert_eq!(client.ask(json!({"prompt": "a bad word"})).await["code"], "content_filtered");
+    let file = folder.path("bitnetd.toml").display().to_string();
+    let checked = run(&["check-config", &file]).await;
+    assert_eq!(checked.code, Some(2), "{checked:?}");
+    assert!(checked.error_line().contains("filter:2: is no regular expression"), "{checked:?}");
+    folder.write("filter", "fine\n");
+    assert_eq!(run(&["check-config", &file]).await.code, Some(0));
+    daemon.process.signal(Signal::HUP);
+    let allowed = async {
+        while client.ask(json!({"prompt": "a bad word", "max_tokens": 1})).await["event"] != "done" {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, allowed).await.expect("the new filter in time");
+}
+
+#[tokio::test]
+async fn a_forbidden_answer_is_refused_before_any_of_the_forbidden_text_is_streamed() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let asked =
+        |id: &str, stream: bool| json!({"id": id, "prompt": "turn on the kitchen light", "stream": stream});
+    let text = client.ask(asked("free", false)).await["text"].as_str().expect("an answer").to_owned();
+    // From the middle of the answer almost to its end, so that it takes several tokens.
+    let (begin, end) = (text.floor_char_boundary(text.len() / 3), text.floor_char_boundary(text.len() - 2));
+    let forbidden = &text[begin..end];
+    assert!(forbidden.len() > 8, "{text:?}");
+    folder.config(&filter_settings(&folder, &format!("{forbidden}\n")));
+    daemon.process.signal(Signal::HUP);
+    daemon.says("changed: guard.filter_file").await;
+    for (id, is_streamed, cache) in
+        [("cached", false, true), ("whole", false, false), ("streamed", true, false)]
+    {
+        let mut request = asked(id, is_streamed);
+        request["cache"] = cache.into();
+        client.request(&[request]).await;
+        let mut streamed = String::new();
+        let refused = loop {
+            let event = client.event().await;
+            match event["text"].as_str().filter(|_| event["event"] == "token") {
+                Some(piece) => streamed.push_str(piece),
+                None => break event,
+            }
+        };
+        assert_eq!(refused["code"], "response_filtered", "{id}: {refused}");
+        assert!(text[..begin].starts_with(&streamed), "{id}: {streamed:?} of {text:?}");
+    }
+    assert_eq!(report(&mut client).await["security"]["refused"]["response_filtered"], 3);
+    // What could have become a match, and did not, comes with the end.
+    let almost = format!("{forbidden}\u{1}");
+    folder.config(&filter_settings(&folder, &format!("{almost}\n")));
+    daemon.process.signal(Signal::HUP);
+    daemon.says("configuration read again; nothing has changed").await;
+    let mut request = asked("almost", true);
+    request["cache"] = false.into();
+    client.request(&[request]).await;
+    let mut streamed = String::new();
+    let done = loop {
+        let event = client.event().await;
+        match event["text"].as_str().filter(|_| event["event"] == "token") {
+            Some(piece) => streamed.push_str(piece),
+            None => break event,
+        }
+    };
+    assert_eq!((&done["event"], done["text"].as_str()), (&json!("done"), Some(streamed.as_str())), "{done}");
+}
+
+#[tokio::test]
+async fn a_client_appears_as_the_same_eight_characters_after_a_restart_until_its_name_is_wanted() {
+    let (folder, broker) = (Folder::new(), Mosquitto::start().await);
+    let settings = linked(broker.port);
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let daemon = Daemon::start(&folder, &settings).await;
+        let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
+        broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt/kitchen", "-m", "go"]).await;
+        assert_eq!(replies.next().await.json()["event"], "done");
+        let waiting = report(&mut daemon.client().await).await["waiting"].clone();
+        names.push(waiting[0]["client"].as_str().unwrap_or_else(|| panic!("{waiting}")).to_owned());
+        daemon.says(&format!("CLIENT={}", names[0])).await;
+        assert!(!daemon.log().contains("kitchen"), "{}", daemon.log());
+        daemon.stop().await;
+    }
+    assert_eq!(names[0], names[1]);
+    assert!(names[0].len() == 8 && names[0].bytes().all(|digit| digit.is_ascii_hexdigit()), "{names:?}");
+    let key = std::fs::metadata(folder.path("state").join("client-key")).expect("the key");
+    assert_eq!((key.len(), key.permissions().mode() & 0o777), (32, 0o600));
+    let daemon = Daemon::start(&folder, &format!("{settings}[guard]\nclear_ids = true\n")).await;
+    broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt/kitchen", "-m", "stop"]).await;
+    daemon.says("mqtt:kitchen").await;
 }

@@ -105,7 +105,7 @@ pub const FOREIGN_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("../sha", "r
 /// Names that several public types may share, since their module says which is meant. The last are sections of the
 /// configuration, which have the names of the modules that they configure.
 pub const SHARED_TYPE_NAMES: &[&str] =
-    &["Error", "Config", "Builder", "State", "Alerts", "Home", "Model", "Queue", "Telemetry"];
+    &["Error", "Config", "Builder", "State", "Alerts", "Guard", "Home", "Model", "Queue", "Telemetry"];
 
 #[rustfmt::skip] // words, not a column of them
 /// Words of the old idiom, which may not come back in names or in comments.

@@ -12,8 +12,9 @@ use super::locked;
 use super::memory_guard::MemoryGuard;
 use super::memory_plan::MemoryPlan;
 use super::running::RunningRequests;
+use super::shared_guard::SharedGuard;
 use crate::config::Config;
-use crate::guard::{Denied, Guard};
+use crate::guard::Denied;
 use crate::protocol::Refusal;
 use crate::telemetry::Telemetry;
 use crate::transport::Inbound;
@@ -34,13 +35,14 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 pub(super) struct Queue {
     admission: Arc<Mutex<Admission>>,
     telemetry: Arc<Telemetry>,
-    guard: Mutex<Guard>,
     /// Wakes the worker.
     offered: Condvar,
     /// Wakes the task that removes requests whose deadline has passed.
     occupied: Notify,
     /// The timeout of requests that name none, in milliseconds.
     timeout_ms: AtomicU64,
+    /// What clients may ask.
+    pub guard: SharedGuard,
     /// The requests that the worker answers.
     pub running: Arc<RunningRequests>,
     /// Whether the process is short of memory.
@@ -62,7 +64,7 @@ impl Queue {
         let queue = Queue {
             admission,
             telemetry,
-            guard: Mutex::new(Guard::new(config.guard.clone(), Instant::now())),
+            guard: SharedGuard::new(&config.guard),
             offered: Condvar::new(),
             occupied: Notify::new(),
             timeout_ms: AtomicU64::default(),
@@ -81,14 +83,13 @@ impl Queue {
         self.timeout_ms.store(ms, Ordering::Relaxed);
         self.answers.set_scope(config.cache.scope);
         self.worker.set_speculation(config.defaults.speculate);
-        locked(&self.guard).adopt(config.guard.clone());
+        self.guard.adopt(&config.guard);
         locked(&self.admission).set_client_percent(config.queue.client_percent);
     }
 
     /// Admits a request, or refuses it.
     pub fn offer(&self, mut inbound: Inbound) {
-        let checked = locked(&self.guard).check(&inbound.limit_key, &mut inbound.request, Instant::now());
-        if let Err(denied) = checked {
+        if let Err(denied) = self.guard.check(&mut inbound) {
             return self.deny(inbound, denied);
         }
         self.memory.check();
@@ -212,11 +213,6 @@ impl Queue {
     fn begin(&self, mut request: QueuedRequest) -> QueuedRequest {
         request.running = Some(self.running.begin(&request.inbound.cancel));
         request
-    }
-
-    /// Whether the guard allows a prompt of so many tokens.
-    pub fn check_tokens(&self, tokens: usize) -> Result<(), Denied> {
-        locked(&self.guard).check_tokens(tokens)
     }
 
     /// Refuses a request that the guard does not allow.
