@@ -1,9 +1,9 @@
-//! `bitnetd check-config`: checks a configuration file, and the file of names that it names. Deliberately starts nothing.
+//! `bitnetd check-config`: checks a configuration file, and the files of names and patterns that it names. Deliberately starts nothing.
 
 use super::{Failure, host, print};
 use crate::config::{self, Config};
-use crate::home;
 use crate::protocol::text::for_terminal;
+use crate::{guard, home};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -24,9 +24,9 @@ pub(super) struct CheckConfig {
 pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
     let config =
         Config::load(&args.file, &host::host()).map_err(|error| Failure::usage(error.to_string()))?;
-    if let Some(Err(error)) = config.home.file.as_deref().map(home::file::load) {
-        return Err(Failure::usage(format!("{}: {error}", args.file.display())));
-    }
+    let wrong = |error: String| Failure::usage(format!("{}: {error}", args.file.display()));
+    config.home.file.as_deref().map(home::file::load).transpose().map_err(wrong)?;
+    config.guard.filter_file.as_deref().map(guard::filter::load).transpose().map_err(wrong)?;
     if !args.explain {
         return print(format!("{}: sound\n", args.file.display()).as_bytes());
     }

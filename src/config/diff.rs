@@ -155,6 +155,13 @@ const KEYS: &[Key] = &[
     live!("governor.quiet_hours", governor.quiet_hours),
     live!("governor.on_battery", governor.on_battery),
     live!("governor.reduced_percent", governor.reduced_percent),
+    live!("guard.requests_per_minute", guard.requests_per_minute),
+    live!("guard.max_prompt_bytes", guard.max_prompt_bytes),
+    live!("guard.max_prompt_tokens", guard.max_prompt_tokens),
+    live!("guard.max_output_tokens", guard.max_output_tokens),
+    live!("guard.control_characters", guard.control_characters),
+    live!("guard.filter_file", guard.filter_file),
+    live!("guard.clear_ids", guard.clear_ids),
     live!("telemetry.interval_s", telemetry.interval),
     // Energy that was counted with one estimate cannot be continued with another.
     at_restart!("telemetry.idle_watts", |config| config.telemetry.board_watts.map(|watts| watts.idle)),
@@ -207,6 +214,7 @@ mod tests {
         defaults.speculate = false
         cache = { scope = "all", disk_mb = 5 }
         governor = { target_c = 70, limit_watts = 5, quiet_hours = "22:00-07:00", on_battery = true, reduced_percent = 30 }
+        guard = { requests_per_minute = 60, max_prompt_bytes = 4096, max_prompt_tokens = 9, max_output_tokens = 8, control_characters = "refuse", filter_file = "/f", clear_ids = true }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
         history.enabled = false
         log.level = "warn"
@@ -285,6 +293,13 @@ mod tests {
             "governor.quiet_hours",
             "governor.on_battery",
             "governor.reduced_percent",
+            "guard.requests_per_minute",
+            "guard.max_prompt_bytes",
+            "guard.max_prompt_tokens",
+            "guard.max_output_tokens",
+            "guard.control_characters",
+            "guard.filter_file",
+            "guard.clear_ids",
             "telemetry.interval_s",
             "telemetry.textfile",
             "log.level",

@@ -8,9 +8,11 @@ mod alerts;
 mod broker;
 mod diff;
 mod governor;
+mod guard;
 mod home;
 mod http;
 mod key_error;
+mod key_values;
 mod listen;
 mod log;
 mod profile;
@@ -23,6 +25,7 @@ mod toml_schema;
 pub use alerts::Alerts;
 pub use diff::ConfigDiff;
 pub use governor::{DailyHours, Governor};
+pub use guard::{ControlCharacters, Guard};
 pub use http::{Http, is_loopback};
 pub use profile::Profile;
 
@@ -67,6 +70,8 @@ pub struct Config {
     pub cache: Cache,
     /// `[governor]`
     pub governor: Governor,
+    /// `[guard]`
+    pub guard: Guard,
     /// `[telemetry]`
     pub telemetry: Telemetry,
     /// `[alerts]`

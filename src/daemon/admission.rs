@@ -282,6 +282,7 @@ mod tests {
             client: "test".into(),
             cache_key: "test".into(),
             queue_key: "test".into(),
+            limit_key: "test".into(),
             when_full: WhenFull::Refuse,
             received: now,
             reply,

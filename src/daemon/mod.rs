@@ -5,6 +5,7 @@
 
 mod admission;
 mod answer_cache;
+mod client_key;
 mod client_shares;
 mod commands;
 mod governor;
@@ -21,6 +22,7 @@ mod reload;
 mod report_schedule;
 mod reporter;
 mod running;
+mod shared_guard;
 mod signals;
 mod structured;
 mod systemd;
@@ -178,6 +180,8 @@ pub async fn run(
     let sensors = Arc::new(Mutex::new(sensors));
     let home = home::configured(&config).map_err(DaemonError::Setup)?;
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
+    queue.guard.use_stored_key(config.device.state_dir.as_deref());
+    queue.guard.read_filter(&config.guard).map_err(DaemonError::Setup)?;
     let worker = Worker {
         intents: HomeIntents { home: home.clone(), is_built_in: config.model.path.is_none() },
         queue: Arc::clone(&queue),

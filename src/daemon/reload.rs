@@ -62,6 +62,7 @@ impl LiveSettings {
         let changes = self.running.diff(wanted);
         self.running.adopt(wanted);
         self.queue.adopt(wanted);
+        self.queue.guard.reload_filter(&wanted.guard);
         publish(&self.interval, &wanted.telemetry.interval);
         publish(&self.textfile, &wanted.telemetry.textfile);
         if let Some(names) = &self.home {

@@ -12,6 +12,7 @@ pub mod partial;
 mod report;
 mod request_id;
 mod response_format;
+mod security;
 pub mod text;
 mod tools;
 pub mod wyoming;
@@ -25,6 +26,7 @@ pub use report::{
 
 pub use request_id::RequestId;
 pub use response_format::ResponseFormat;
+pub use security::{ClientRefusals, GuardReason, GuardRefusals, Security};
 pub use tools::{Tool, ToolCall, ToolChoice};
 
 use serde::Serialize;

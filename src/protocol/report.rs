@@ -1,6 +1,6 @@
 //! The telemetry report, as it goes to `P/D/telemetry`.
 
-use super::Method;
+use super::{Method, Security};
 use serde::Serialize;
 
 /// One telemetry report. What is not known is null, never a made-up number.
@@ -38,6 +38,8 @@ pub struct Report {
     pub waiting: Vec<ClientWaiting>,
     /// Calls over HTTP.
     pub http: HttpCalls,
+    /// What the guard refused.
+    pub security: Security,
     /// The broker link; null where none is configured.
     pub mqtt: Option<MqttLink>,
     /// Names of the alerts now raised.

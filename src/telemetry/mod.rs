@@ -15,6 +15,7 @@ pub mod log;
 pub mod prometheus;
 mod request_stats;
 mod rfc3339;
+mod security;
 pub mod sensors;
 mod structured_output;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use http_calls::{HttpApi, HttpCounters};
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
 pub use latency::{Distribution, Quantity};
 pub use rfc3339::rfc3339;
+pub use security::SecurityCounters;
 pub use structured_output::StructuredOutputCounters;
 pub use waiting::WaitingCounters;
 
@@ -70,6 +72,8 @@ pub struct Telemetry {
     pub waiting: WaitingCounters,
     /// Counters of calls over HTTP.
     pub http: HttpCounters,
+    /// Counters of what the guard refused.
+    pub security: SecurityCounters,
     /// At most so many threads compute; 0 until it is set.
     thread_limit: Counter,
     about: OnceLock<About>,
@@ -148,6 +152,7 @@ impl Telemetry {
             decoding: DecodingCounters::default(),
             waiting: WaitingCounters::default(),
             http: HttpCounters::default(),
+            security: SecurityCounters::default(),
             thread_limit: Counter::default(),
             about: OnceLock::new(),
             request_stats: Mutex::default(),
@@ -179,8 +184,15 @@ impl Telemetry {
             Code::BudgetExceeded => self.budget_exceeded.add(),
             _ => {}
         }
-        // Neither is a failure of the daemon.
-        if !matches!(code, Code::Cancelled | Code::ShuttingDown) {
+        // None of these is a failure of the daemon: the last three are what its owner wants.
+        if !matches!(
+            code,
+            Code::Cancelled
+                | Code::ShuttingDown
+                | Code::RateLimited
+                | Code::ContentFiltered
+                | Code::ResponseFiltered
+        ) {
             self.failed.add();
         }
         locked(&self.request_stats).fail(code, took);
@@ -377,6 +389,7 @@ impl Telemetry {
             governor: seen.governor,
             waiting: self.waiting.counts(),
             http: self.http.counts(),
+            security: self.security.counts(),
             mqtt: seen.link.clone(),
             alerts: self.raised_alerts(),
             log: LogLines { dropped: log::dropped() },

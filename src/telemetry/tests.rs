@@ -187,3 +187,16 @@ fn a_report_is_one_json_object_with_null_for_the_unknown() {
     }
     assert!(json["alerts"].is_array() && json["uptime_s"].is_u64());
 }
+
+#[test]
+fn what_the_owner_has_refused_is_no_failure_and_what_is_too_long_is_one() {
+    let telemetry = Telemetry::new(0);
+    let failed = |code| {
+        telemetry.failed(code, Duration::ZERO);
+        telemetry.conditions(Instant::now(), 1).failed
+    };
+    for code in [Code::RateLimited, Code::ContentFiltered, Code::ResponseFiltered, Code::Cancelled] {
+        assert_eq!(failed(code), 0, "{code:?}");
+    }
+    assert_eq!((failed(Code::TooLarge), telemetry.requests().refused), (1, 5));
+}

@@ -17,6 +17,7 @@ mod endure;
 mod fairness;
 mod faults;
 mod governor;
+mod guard;
 mod home;
 mod home_names;
 mod hostile;

@@ -7,14 +7,15 @@ mod mqtt;
 
 use crate::config::alerts::{AlertValue, switch, threshold};
 use crate::config::key_error::{KeyError, KeyResult, within};
+use crate::config::key_values::{folder, one_of, shown, topic_level};
 use crate::config::text_position::{key_on, line_at, line_of};
 use crate::config::{
-    Alerts, Budget, Cache, CacheScope, Config, ConfigError, Defaults, Device, Governor, Head, History, Host,
-    Http, I2sLayout, KvCachePrecision, Log, Model, Profile, Queue, Socket, Telemetry, Wyoming, governor,
-    http, listen, log, telemetry,
+    Alerts, Budget, Cache, CacheScope, Config, ConfigError, Defaults, Device, Governor, Guard, Head, History,
+    Host, Http, I2sLayout, KvCachePrecision, Log, Model, Profile, Queue, Socket, Telemetry, Wyoming,
+    governor, guard, http, listen, log, telemetry,
 };
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Debug, Default, Deserialize)]
@@ -33,6 +34,7 @@ pub(super) struct File {
     defaults: DefaultsKeys,
     cache: CacheKeys,
     governor: GovernorKeys,
+    guard: GuardKeys,
     telemetry: TelemetryKeys,
     alerts: AlertsKeys,
     history: HistoryKeys,
@@ -166,6 +168,18 @@ pub(super) struct GovernorKeys {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct GuardKeys {
+    requests_per_minute: Option<u64>,
+    max_prompt_bytes: Option<u64>,
+    max_prompt_tokens: Option<u64>,
+    max_output_tokens: Option<u64>,
+    control_characters: Option<String>,
+    filter_file: Option<PathBuf>,
+    clear_ids: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetryKeys {
     interval_s: Option<u64>,
     idle_watts: Option<f64>,
@@ -255,6 +269,7 @@ impl File {
             defaults: Defaults { speculate: self.defaults.speculate.unwrap_or(true) },
             cache,
             governor: self.governor.checked()?,
+            guard: self.guard.checked()?,
             telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,
             history: History { is_enabled: self.history.enabled.unwrap_or(true) },
@@ -295,20 +310,6 @@ const HEADS: [(&str, Option<Head>); 5] = [
 ];
 const KV_CACHES: [(&str, KvCachePrecision); 2] =
     [("f16", KvCachePrecision::F16), ("int8", KvCachePrecision::Int8)];
-
-/// The meaning of a key's word; the first of the choices where the key is left out.
-fn one_of<T: Copy>(
-    section: &'static str,
-    key: &'static str,
-    word: Option<String>,
-    choices: &[(&str, T)],
-) -> KeyResult<T> {
-    let Some(word) = word else { return Ok(choices[0].1) };
-    choices.iter().find(|(name, _)| *name == word).map(|(_, meaning)| *meaning).ok_or_else(|| {
-        let all = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-        KeyError(section, key, format!("\"{word}\" is not known; use one of {all}"))
-    })
-}
 
 impl ModelKeys {
     fn checked(self, host: &Host) -> KeyResult<Model> {
@@ -411,6 +412,21 @@ impl CacheKeys {
     }
 }
 
+impl GuardKeys {
+    fn checked(self) -> KeyResult<Guard> {
+        let (characters, words) = (self.control_characters, &guard::CONTROL_CHARACTERS);
+        Ok(Guard {
+            requests_per_minute: guard::limit("requests_per_minute", self.requests_per_minute)?,
+            max_prompt_bytes: guard::limit("max_prompt_bytes", self.max_prompt_bytes)?,
+            max_prompt_tokens: guard::limit("max_prompt_tokens", self.max_prompt_tokens)?,
+            max_output_tokens: guard::limit("max_output_tokens", self.max_output_tokens)?,
+            control_characters: one_of("guard", "control_characters", characters, words)?,
+            filter_file: guard::filter_file(self.filter_file)?,
+            clear_ids: self.clear_ids.unwrap_or(false),
+        })
+    }
+}
+
 impl HttpKeys {
     fn checked(self, host: &Host) -> KeyResult<Http> {
         let (hosts, origins) = (self.hosts.unwrap_or_default(), self.origins.unwrap_or_default());
@@ -464,24 +480,6 @@ impl AlertsKeys {
     }
 }
 
-/// A folder to store files in; an empty path is none.
-fn folder(
-    section: &'static str,
-    key: &'static str,
-    value: Option<PathBuf>,
-    default: &Path,
-) -> KeyResult<Option<PathBuf>> {
-    let folder = value.unwrap_or_else(|| default.to_owned());
-    if folder.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    if folder.is_relative() {
-        let reason = format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
-        return Err(KeyError(section, key, reason));
-    }
-    Ok(Some(folder))
-}
-
 /// A number of threads, at most `threads`.
 fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> KeyResult<Option<usize>> {
     let Some(value) = value else { return Ok(None) };
@@ -489,19 +487,4 @@ fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> KeyResult
         return Ok(Some(value));
     }
     Err(KeyError("budget", key, format!("{value} is outside 1 to {threads}, the threads there are")))
-}
-
-/// A value for an error message, escaped. What is too long is cut with the whole message.
-fn shown(value: &str) -> impl std::fmt::Display {
-    value.escape_debug()
-}
-
-fn topic_level(text: &str, section: &'static str, key: &'static str) -> KeyResult<()> {
-    let bad = |c: char| matches!(c, '/' | '+' | '#' | '$') || c.is_control();
-    if text.is_empty() || text.len() > 128 || text.contains(bad) {
-        let reason =
-            format!("\"{}\" cannot be an MQTT topic level; use 1 to 128 bytes without / + # $", shown(text));
-        return Err(KeyError(section, key, reason));
-    }
-    Ok(())
 }

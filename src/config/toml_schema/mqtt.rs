@@ -2,8 +2,9 @@
 //!
 //! Deliberately opens no connection and reads no file of a certificate.
 
-use super::{MqttKeys, Version, topic_level};
+use super::{MqttKeys, Version};
 use crate::config::key_error::{KeyError, KeyResult, within};
+use crate::config::key_values::{topic_level, topic_levels};
 use crate::config::{ClientCertificate, Device, Host, Login, Mqtt, MqttVersion, Tls, broker};
 
 /// The name of the password's credential in the systemd unit.
@@ -112,13 +113,4 @@ fn check_group(group: &str, device: &Device) -> KeyResult<()> {
         return Err(KeyError("mqtt", "group", reason));
     }
     Ok(())
-}
-
-/// One or more levels of a topic.
-fn topic_levels(value: Option<String>, default: &str, key: &'static str) -> KeyResult<String> {
-    let levels = value.unwrap_or_else(|| default.into());
-    for level in levels.split('/') {
-        topic_level(level, "mqtt", key)?;
-    }
-    Ok(levels)
 }

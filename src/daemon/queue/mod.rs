@@ -12,7 +12,9 @@ use super::locked;
 use super::memory_guard::MemoryGuard;
 use super::memory_plan::MemoryPlan;
 use super::running::RunningRequests;
+use super::shared_guard::SharedGuard;
 use crate::config::Config;
+use crate::guard::Denied;
 use crate::protocol::Refusal;
 use crate::telemetry::Telemetry;
 use crate::transport::Inbound;
@@ -39,6 +41,8 @@ pub(super) struct Queue {
     occupied: Notify,
     /// The timeout of requests that name none, in milliseconds.
     timeout_ms: AtomicU64,
+    /// What clients may ask.
+    pub guard: SharedGuard,
     /// The requests that the worker answers.
     pub running: Arc<RunningRequests>,
     /// Whether the process is short of memory.
@@ -60,6 +64,7 @@ impl Queue {
         let queue = Queue {
             admission,
             telemetry,
+            guard: SharedGuard::new(&config.guard),
             offered: Condvar::new(),
             occupied: Notify::new(),
             timeout_ms: AtomicU64::default(),
@@ -78,11 +83,15 @@ impl Queue {
         self.timeout_ms.store(ms, Ordering::Relaxed);
         self.answers.set_scope(config.cache.scope);
         self.worker.set_speculation(config.defaults.speculate);
+        self.guard.adopt(&config.guard);
         locked(&self.admission).set_client_percent(config.queue.client_percent);
     }
 
     /// Admits a request, or refuses it.
-    pub fn offer(&self, inbound: Inbound) {
+    pub fn offer(&self, mut inbound: Inbound) {
+        if let Err(denied) = self.guard.check(&mut inbound) {
+            return self.deny(inbound, denied);
+        }
         self.memory.check();
         let default = Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed));
         let timeout = inbound.request.timeout.unwrap_or(default);
@@ -204,6 +213,12 @@ impl Queue {
     fn begin(&self, mut request: QueuedRequest) -> QueuedRequest {
         request.running = Some(self.running.begin(&request.inbound.cancel));
         request
+    }
+
+    /// Refuses a request that the guard does not allow.
+    pub fn deny(&self, inbound: Inbound, denied: Denied) {
+        self.telemetry.security.refused(&inbound.client, denied.reason);
+        self.refuse(inbound, denied.refusal);
     }
 
     /// Sends a client the reason why its request gets no answer.

@@ -4,6 +4,7 @@
 //! and no configuration file.
 
 mod answer_events;
+mod filtered_text;
 mod request_options;
 mod scheduler;
 mod streamed_answer;
@@ -25,6 +26,7 @@ use crate::engine::thread_pool;
 use crate::engine::thread_tuner::{PREFILL_TOKENS, ThreadCounts};
 use crate::engine::tokenizer::CallSyntax;
 use crate::engine::{self, Engine, ModelFile};
+use crate::guard::Denied;
 use crate::protocol::{
     AnswerDetails, Code, Done, Event, FinishReason, Refusal, Request, RequestEnergy, RequestId,
     ShortlistCounts, Timings, Usage,
@@ -175,7 +177,11 @@ impl Worker {
         let key = cache_key(request, client, &prompt.tokens, intent.as_ref().map(HomeIntent::home_version));
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
-                self.send_cached(stored, prompt.tokens.len(), queued.inbound);
+                // The filter may be newer than the answer.
+                match self.queue.guard.filter().and_then(|filter| filter.find(&stored.text)) {
+                    Some(found) => self.queue.deny(queued.inbound, Denied::answer(found)),
+                    None => self.send_cached(stored, prompt.tokens.len(), queued.inbound),
+                }
                 return Ok(None);
             }
             Some(None) => self.telemetry.cache_miss(),
@@ -261,6 +267,7 @@ impl Worker {
     fn refuse_answer(&self, queued: QueuedRequest, error: AnswerError) {
         match error {
             AnswerError::Prompt(error) => self.queue.refuse(queued.inbound, self.prompt_refusal(&error)),
+            AnswerError::Filtered(found) => self.queue.deny(queued.inbound, Denied::answer(found)),
             AnswerError::Refused(refusal) => {
                 self.refuse_format::<()>(queued, refusal);
             }
@@ -291,7 +298,13 @@ impl Worker {
             tool_calls::prompt(engine, request)
         };
         match prompt {
-            Ok(prompt) => Some((queued, prompt)),
+            Ok(prompt) => match self.queue.guard.check_tokens(prompt.tokens.len()) {
+                Ok(()) => Some((queued, prompt)),
+                Err(denied) => {
+                    self.queue.deny(queued.inbound, denied);
+                    None
+                }
+            },
             Err(error) => {
                 self.queue.refuse(queued.inbound, self.prompt_refusal(&error));
                 None

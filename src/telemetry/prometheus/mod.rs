@@ -10,8 +10,9 @@ mod tests;
 
 use super::{Distribution, Quantity, Telemetry};
 use crate::protocol::{
-    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure,
-    Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput, json,
+    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GuardReason, HttpCalls, Memory, Method,
+    MqttLink, Pressure, Reading, Report, Requests, Security, ShortlistCounts, StructuredOutput, Thermal,
+    Throttled, Throughput, json,
 };
 use exposition::{Exposition, Label, MetricFamily};
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     text.gauge("bitnetd_uptime_seconds", "Since the daemon started.").count(report.uptime_s);
     latencies(&mut text, &telemetry.distributions(), model.as_deref());
     report_metrics(&mut text, &report);
+    security(&mut text, &report.security);
     waiting(&mut text, &report.waiting);
     text.finish()
 }
@@ -145,10 +147,14 @@ fn decoding(text: &mut Exposition, counts: &Decoding) {
     text.counter("bitnetd_accepted_tokens_total", "Of these, accepted.").count(accepted_tokens);
 }
 
+/// Bytes that the text may have in addition. Alerts and counts of many digits need some more.
+fn space(text: &Exposition) -> usize {
+    (json::MAX_REQUEST - SPARE_BYTES).saturating_sub(text.json_len())
+}
+
 /// The waiting of as many of the clients as the text has space for.
 fn waiting(text: &mut Exposition, clients: &[ClientWaiting]) {
-    // Alerts and counts of many digits need some more.
-    let space = (json::MAX_REQUEST - SPARE_BYTES).saturating_sub(text.json_len());
+    let space = space(text);
     let with = |named: usize| {
         let mut part = Exposition::default();
         waiting_of(&mut part, &clients[..named.min(clients.len())], &clients[named.min(clients.len())..]);
@@ -186,6 +192,19 @@ fn http(text: &mut Exposition, calls: &HttpCalls) {
         .sample(&[("api", "own")], Some(own as f64));
     text.counter("bitnetd_http_denied_total", "Of these, not allowed.").count(denied);
     text.counter("bitnetd_http_ignored_keys_total", "Unknown keys of calls.").count(ignored_keys);
+}
+
+/// What the guard refused, where the text has space for it. It has none where requests failed for every reason there is.
+fn security(text: &mut Exposition, counts: &Security) {
+    let mut part = Exposition::default();
+    let mut refused = counts.refused;
+    let mut family = part.counter("bitnetd_guard_refused_total", "Refused by the guard.");
+    for reason in GuardReason::ALL {
+        family = family.sample(&[("reason", reason.name())], Some(*refused.of(reason) as f64));
+    }
+    if part.json_len() < space(text) {
+        text.append(part);
+    }
 }
 
 fn throughput(text: &mut Exposition, throughput: &Throughput) {

@@ -43,12 +43,14 @@ pub(super) struct CallGuard {
     pub request: InFlightRequest,
     /// The slot of a request that is on its way to the model.
     pub slot: Option<TakenSlots>,
+    /// The name of the token with which it was made.
+    pub token_name: Option<String>,
 }
 
 impl CallGuard {
     /// A call that begins, whose id no other of the connection has.
     pub fn begin(id: String, in_flight: &Arc<InFlight>) -> Self {
-        CallGuard { request: InFlightRequest::begin(id.into(), in_flight), slot: None }
+        CallGuard { request: InFlightRequest::begin(id.into(), in_flight), slot: None, token_name: None }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Deliberately writes no byte: hyper does.
 
 use super::HttpContext;
-use super::access::{AccessDenied, AccessRules};
+use super::access::{Access, AccessDenied, AccessRules};
 use super::answer_body::{AnswerBody, CallGuard, EventBody};
 use super::request_body::UnreadBody;
 use super::response::{self, HttpResponse, JSON, TEXT};
@@ -17,7 +17,6 @@ use crate::transport::in_flight::InFlight;
 use crate::transport::{Inbound, Reply, WhenFull};
 use hyper::Method;
 use hyper::body::Incoming;
-use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
 use jiff::tz::TimeZone;
 use std::convert::Infallible;
@@ -61,8 +60,8 @@ impl Caller {
         self.context.0.telemetry.http.called(api);
         let route = routes::route(&head.method, head.uri.path());
         let is_public = route.as_ref().is_ok_and(HttpRoute::is_public);
-        let origin = match self.check(&head, is_public) {
-            Ok(origin) => origin,
+        let Access { origin, token_name } = match self.check(&head, is_public) {
+            Ok(access) => access,
             Err(denied) => {
                 self.context.0.telemetry.refused();
                 self.context.0.telemetry.http.denied();
@@ -73,14 +72,17 @@ impl Caller {
             return Ok(response::finish(response::preflight(), api, &id, origin));
         }
         let response = match route {
-            Ok(route) => self.dispatch(api, route, head.uri.query(), body, call, received).await,
+            Ok(route) => {
+                let call = CallGuard { token_name, ..call };
+                self.dispatch(api, route, head.uri.query(), body, call, received).await
+            }
             Err(reason) => response::no_route(api, reason),
         };
         Ok(response::finish(response, api, &id, origin))
     }
 
     /// Checks whether the call may be made, see [`AccessRules::check`].
-    fn check(&self, head: &Parts, is_public: bool) -> Result<Option<HeaderValue>, AccessDenied> {
+    fn check(&self, head: &Parts, is_public: bool) -> Result<Access, AccessDenied> {
         // A browser asks before it sends a token along.
         let needs_token = self.peer.is_tcp && !is_public && head.method != Method::OPTIONS;
         let tokens = if needs_token { self.context.tokens()? } else { None };
@@ -245,12 +247,16 @@ impl Caller {
         let (id, cancel) = (guard.request.id.clone(), guard.request.cancel.clone());
         let reply = Reply::new(&id, &sender).expect("the channel is new");
         drop(sender);
+        // Behind a proxy many clients have one address; the name of a token tells them apart.
+        let holder = guard.token_name.as_ref().map(|name| format!("token:{name}"));
+        let client = holder.as_ref().unwrap_or(&self.peer.client);
         let inbound = Inbound {
             request,
             id,
-            client: self.peer.client.clone(),
-            cache_key: self.peer.client.clone(),
-            queue_key: self.peer.queue_key.clone(),
+            client: client.clone(),
+            cache_key: client.clone(),
+            queue_key: holder.as_ref().unwrap_or(&self.peer.queue_key).clone(),
+            limit_key: client.clone(),
             when_full: WhenFull::Refuse,
             received,
             reply,

@@ -25,7 +25,7 @@ use super::named_file;
 use crate::config;
 use crate::protocol::api::ModelCard;
 use crate::telemetry::Telemetry;
-use access::AccessDenied;
+use access::{AccessDenied, AccessToken};
 use request_body::BodyMemory;
 use slots::Slots;
 use std::fmt;
@@ -119,7 +119,7 @@ impl HttpContext {
 
     /// The tokens, one of which a call over TCP has to have; `None` where it needs none. Their file is read anew for each
     /// call, so that a token that is removed is worth nothing from then on. Where it cannot be read, nobody may call.
-    fn tokens(&self) -> Result<Option<Vec<String>>, AccessDenied> {
+    fn tokens(&self) -> Result<Option<Vec<AccessToken>>, AccessDenied> {
         let settings = &self.0.settings;
         let Some(path) = &settings.token_file else { return Ok(None) };
         let bytes = named_file::read_secret(path, settings.credentials.as_deref());

@@ -297,6 +297,7 @@ impl Reader<'_> {
             client: client.clone(),
             cache_key: client.clone(),
             queue_key: queue_key.clone(),
+            limit_key: client.clone(),
             when_full: WhenFull::Refuse,
             received,
             reply,

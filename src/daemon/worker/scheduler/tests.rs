@@ -85,6 +85,7 @@ fn offer(worker: &Worker, client: &str, request: &str) -> Events {
         id,
         cache_key: client.clone(),
         queue_key: client.clone(),
+        limit_key: client.clone(),
         client,
         when_full: WhenFull::Refuse,
         received: Instant::now(),
