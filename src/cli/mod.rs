@@ -9,6 +9,7 @@ mod daemon_socket;
 mod demo;
 mod doctor;
 mod generate;
+mod health;
 mod host;
 mod inspect;
 mod model_args;
@@ -30,7 +31,7 @@ use tools::{bench, convert, logits, perplexity, tokenize};
 /// Why a command failed, in one line, and its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// 1 the system refused something, 2 wrong usage or configuration, 3 the model cannot be used, 4 no daemon
+    /// 1 the system refused something, or the daemon is degraded, 2 wrong usage or configuration, 3 the model cannot be used, 4 no daemon
     /// answers, 5 the request was refused.
     pub code: u8,
     /// One line that names the place and a remedy.
@@ -88,6 +89,7 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     Doctor(doctor::Doctor),
     Top(top::Top),
+    Health(health::HealthArgs),
     CheckConfig(check_config::CheckConfig),
 }
 
@@ -111,6 +113,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Perplexity(args) => perplexity::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Top(args) => top::run(args),
+        Command::Health(args) => health::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     }
 }

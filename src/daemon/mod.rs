@@ -7,6 +7,7 @@ mod admission;
 mod answer_cache;
 mod client_shares;
 mod commands;
+mod health;
 mod home;
 mod home_intent;
 mod listeners;
@@ -42,6 +43,7 @@ use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, HomeAssistantInfo};
 use crate::transport::{Command, Heartbeat, Inbound};
 use crate::transport::{http, unix, wyoming};
+use health::FaultDetector;
 use home_intent::HomeIntents;
 use listeners::Listeners;
 use local_interfaces::{LocalInterfaces, StopTokens};
@@ -235,6 +237,7 @@ fn configured_telemetry(config: &Config, plan: &MemoryPlan) -> Telemetry {
     let telemetry = Telemetry::new(plan.budget.bytes as u64);
     telemetry.set_alert_rules(config.alerts.clone());
     telemetry.set_planned_memory(plan.used(), plan.reserve());
+    telemetry.health.set_queue_depth(config.queue.depth);
     telemetry.set_configured_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
     telemetry
 }
@@ -350,6 +353,7 @@ impl Daemon {
             alerts,
             report_now: Arc::clone(report_now),
             queue_depth: self.settings.running.queue.depth,
+            faults: Mutex::new(FaultDetector::new(Instant::now())),
         });
         let exporter = TextfileExporter::new(self.settings.textfile.subscribe());
         let interval = self.settings.interval.subscribe();

@@ -6,6 +6,7 @@
 pub mod alerts;
 mod decoding;
 pub mod energy;
+mod health;
 mod http_calls;
 mod journal;
 mod latency;
@@ -21,6 +22,7 @@ pub mod textfile;
 mod waiting;
 
 pub use decoding::DecodingCounters;
+pub use health::{DaemonPhase, Fault, HealthFacts};
 pub use http_calls::{HttpApi, HttpCounters};
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
 pub use latency::{Distribution, Quantity};
@@ -67,6 +69,8 @@ pub struct Telemetry {
     pub waiting: WaitingCounters,
     /// Counters of calls over HTTP.
     pub http: HttpCounters,
+    /// Facts about the health of the daemon.
+    pub health: HealthFacts,
     /// At most so many threads compute; 0 until it is set.
     thread_limit: Counter,
     about: OnceLock<About>,
@@ -140,6 +144,7 @@ impl Telemetry {
             decoding: DecodingCounters::default(),
             waiting: WaitingCounters::default(),
             http: HttpCounters::default(),
+            health: HealthFacts::default(),
             thread_limit: Counter::default(),
             about: OnceLock::new(),
             request_stats: Mutex::default(),
@@ -187,6 +192,7 @@ impl Telemetry {
             }
             FinishReason::Stop | FinishReason::Length => {}
         }
+        self.health.answered(SystemTime::now(), &done.timings);
         locked(&self.request_stats).add(Instant::now(), done);
     }
 
@@ -250,6 +256,7 @@ impl Telemetry {
 
     /// Sets the memory plan: what it uses, and the reserve that stays free, both in bytes.
     pub fn set_planned_memory(&self, held: usize, reserve: usize) {
+        self.health.set_planned((held + reserve) as u64);
         let percent = |bytes: usize| 100.0 * bytes as f64 / self.budget_bytes.max(1) as f64;
         locked(&self.alerts)
             .set_planned(PlannedMemory { used_percent: percent(held), reserve_percent: percent(reserve) });

@@ -15,6 +15,7 @@ mod demo;
 mod disk_prefixes;
 mod endure;
 mod faults;
+mod health;
 mod home;
 mod home_names;
 mod hostile;

@@ -13,6 +13,7 @@ mod tool_calls;
 use super::DaemonError;
 use super::admission::QueuedRequest;
 use super::answer_cache::{CacheKey, CachedAnswer};
+use super::health;
 use super::home_intent::{self, HomeIntent, HomeIntents};
 use super::locked;
 use super::queue::Queue;
@@ -100,7 +101,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("compute-0".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || match self.load(file, &options) {
+            .spawn(move || match self.test_and_load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
                     let fixed = engine.model().threads();
@@ -125,6 +126,12 @@ impl Worker {
             Ok(Err(error)) => Err(DaemonError::Model(error)),
             Err(_) => Err(DaemonError::Setup("the worker died while it loaded the model".into())),
         }
+    }
+
+    /// Tests the kernels before they are used and while the memory of the model is free, then loads it.
+    fn test_and_load(&self, file: ModelFile, options: &engine::EngineOptions) -> Result<Engine, LoadError> {
+        health::run_self_test(&self.telemetry);
+        self.load(file, options)
     }
 
     /// Loads the model on this thread, which is bound to the processors for computing, and so are the threads that

@@ -9,8 +9,8 @@ mod tools;
 
 use super::text::Shown;
 use super::{
-    Code, Event, Input, Message, Priority, Refusal, Report, Request, RequestId, ResponseFormat, Sampling,
-    ToolChoice,
+    Code, Event, Health, Input, Message, Priority, Refusal, Report, Request, RequestId, ResponseFormat,
+    Sampling, ToolChoice,
 };
 use crate::external_text::{JsonValue, duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,8 @@ pub enum Incoming {
     Telemetry,
     /// `{"metrics":true}`: the same for Prometheus.
     Metrics,
+    /// `{"health":true}`: the state of the daemon.
+    Health,
 }
 
 /// A payload of the cancel topic.
@@ -121,6 +123,12 @@ struct TelemetryKeys {
 #[serde(deny_unknown_fields)]
 struct MetricsKeys {
     metrics: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HealthKeys {
+    health: bool,
 }
 
 #[derive(Deserialize)]
@@ -227,6 +235,10 @@ pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
         let keys: MetricsKeys = parse(bytes)?;
         return asked("metrics", keys.metrics).map(|()| Incoming::Metrics);
     }
+    if body.starts_with(b"\"health\"") {
+        let keys: HealthKeys = parse(bytes)?;
+        return asked("health", keys.health).map(|()| Incoming::Health);
+    }
     request(bytes).map(|request| Incoming::Request(Box::new(request)))
 }
 
@@ -323,6 +335,17 @@ pub fn telemetry(report: &Report) -> Vec<u8> {
         report: &'a Report,
     }
     serde_json::to_vec(&TelemetryEvent { event: "telemetry", report }).expect("a report is plain data")
+}
+
+/// The health as one event: its own keys beside `"event":"health"`.
+pub fn health(health: &Health) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct HealthEvent<'a> {
+        event: &'static str,
+        #[serde(flatten)]
+        health: &'a Health,
+    }
+    serde_json::to_vec(&HealthEvent { event: "health", health }).expect("plain data")
 }
 
 /// Prometheus' text as one event.
