@@ -35,7 +35,7 @@ use crate::protocol::{
     CacheCounts, Code, Cpu, Done, Energy, FinishReason, LogLines, Memory, MqttLink, Reading, Report,
     RequestEnergy, Requests, ShortlistCounts, Throttled,
 };
-use alerts::{Alert, Alerts, Conditions, PlannedMemory};
+use alerts::{Alert, AlertList, Alerts, Conditions, PlannedMemory};
 use energy::{EnergyMark, Meter};
 use request_stats::RequestStats;
 use sensors::Snapshot;
@@ -55,8 +55,10 @@ pub struct Telemetry {
     budget_exceeded: Counter,
     cancelled: Counter,
     timed_out: Counter,
-    /// Refused, or timed out while answered; without requests that clients cancelled or that a stop cut off.
+    /// Requests without an answer for a reason that lies with the daemon, see [`is_own_failure`].
     failed: Counter,
+    /// Requests that were refused for a reason that lies with their client, or that a stop cut off.
+    blameless: Counter,
     queued: Counter,
     running: Counter,
     cache_hits: Counter,
@@ -136,6 +138,7 @@ impl Telemetry {
             cancelled: Counter::default(),
             timed_out: Counter::default(),
             failed: Counter::default(),
+            blameless: Counter::default(),
             queued: Counter::default(),
             running: Counter::default(),
             cache_hits: Counter::default(),
@@ -159,10 +162,11 @@ impl Telemetry {
         self.received.add();
     }
 
-    /// A transport answered with an `error` event by itself, before the request was admitted.
+    /// A transport answered with an `error` event by itself, before the request was admitted: it was not a valid one, or
+    /// not allowed.
     pub fn refused(&self) {
         self.refused.add();
-        self.failed.add();
+        self.blameless.add();
     }
 
     /// An admitted request got an `error` event, `took` after it arrived.
@@ -174,9 +178,9 @@ impl Telemetry {
             Code::BudgetExceeded => self.budget_exceeded.add(),
             _ => {}
         }
-        // Neither is a failure of the daemon.
-        if !matches!(code, Code::Cancelled | Code::ShuttingDown) {
-            self.failed.add();
+        match is_own_failure(code) {
+            true => self.failed.add(),
+            false => self.blameless.add(),
         }
         locked(&self.request_stats).fail(code, took);
     }
@@ -266,7 +270,21 @@ impl Telemetry {
     /// queue's depth. To be called about once a second.
     pub fn evaluate_alerts(&self, now: Instant, depth: usize) -> Vec<Alert> {
         let conditions = self.conditions(now, depth);
-        locked(&self.alerts).evaluate(now, &conditions)
+        locked(&self.alerts).evaluate(now, SystemTime::now(), &conditions)
+    }
+
+    /// The alerts that are raised now, and those of the last hours.
+    pub fn alert_list(&self, now: Instant) -> AlertList {
+        locked(&self.alerts).list(now)
+    }
+
+    /// The alerts that are raised now as JSON, where it is not the `known` number of changes that led to them; and that
+    /// number.
+    pub fn raised_alerts_since(&self, known: Option<u64>) -> Option<(Vec<u8>, u64)> {
+        let alerts = locked(&self.alerts);
+        let (raised, changes) = alerts.raised_alerts();
+        let json = || serde_json::to_vec(raised).expect("an alert is plain data");
+        (known != Some(changes)).then(|| (json(), changes))
     }
 
     /// Names of the alerts now raised.
@@ -291,7 +309,8 @@ impl Telemetry {
             cpu_percent: seen.host.cpu.host_percent.map(f64::from),
             tokens_per_second: latency.token_ms.last_minute.p50.filter(|ms| *ms > 0.0).map(|ms| 1000.0 / ms),
             failed: self.failed.get(),
-            ended: self.completed.get() + self.refused.get(),
+            // One client's mistakes neither raise the rate nor hide the failures of others.
+            ended: (self.completed.get() + self.refused.get()).saturating_sub(self.blameless.get()),
             ttft_ms: latency.ttft_ms.last_minute.p95,
             queue_percent: Some(100.0 * self.queued.get() as f64 / depth.max(1) as f64),
             broker: link.map(|link| link.connected),
@@ -418,6 +437,22 @@ impl Counter {
 
     fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a request without an answer counts as a failure of the daemon: all but those that no daemon could have
+/// answered, or was allowed to.
+fn is_own_failure(code: Code) -> bool {
+    match code {
+        Code::QueueFull | Code::Timeout | Code::BudgetExceeded | Code::Internal => true,
+        Code::InvalidRequest
+        | Code::TooLarge
+        | Code::ContextExceeded
+        | Code::RateLimited
+        | Code::ContentFiltered
+        | Code::ResponseFiltered
+        | Code::Cancelled
+        | Code::ShuttingDown => false,
     }
 }
 

@@ -45,6 +45,8 @@ pub enum Incoming {
     Metrics,
     /// `{"health":true}`: the state of the daemon.
     Health,
+    /// `{"alerts":true}`: what is raised, and what was.
+    Alerts,
 }
 
 /// A payload of the cancel topic.
@@ -129,6 +131,12 @@ struct MetricsKeys {
 #[serde(deny_unknown_fields)]
 struct HealthKeys {
     health: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AlertsKeys {
+    alerts: bool,
 }
 
 #[derive(Deserialize)]
@@ -239,6 +247,10 @@ pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
         let keys: HealthKeys = parse(bytes)?;
         return asked("health", keys.health).map(|()| Incoming::Health);
     }
+    if body.starts_with(b"\"alerts\"") {
+        let keys: AlertsKeys = parse(bytes)?;
+        return asked("alerts", keys.alerts).map(|()| Incoming::Alerts);
+    }
     request(bytes).map(|request| Incoming::Request(Box::new(request)))
 }
 
@@ -346,6 +358,17 @@ pub fn health(health: &Health) -> Vec<u8> {
         health: &'a Health,
     }
     serde_json::to_vec(&HealthEvent { event: "health", health }).expect("plain data")
+}
+
+/// A list of alerts as one event: its own keys beside `"event":"alerts"`.
+pub fn alerts(list: &impl Serialize) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct AlertsEvent<'a, T> {
+        event: &'static str,
+        #[serde(flatten)]
+        list: &'a T,
+    }
+    serde_json::to_vec(&AlertsEvent { event: "alerts", list }).expect("plain data")
 }
 
 /// Prometheus' text as one event.

@@ -235,6 +235,7 @@ impl Reader<'_> {
                 Ok(Incoming::Telemetry) => self.send_report().await,
                 Ok(Incoming::Metrics) => self.send_and_wait(json::metrics(&self.metrics())).await,
                 Ok(Incoming::Health) => self.send_health().await,
+                Ok(Incoming::Alerts) => self.send_alerts().await,
                 Err(refusal) => {
                     // Without the id where a valid request in flight has the same one: that request must not seem to end here.
                     let id = json::id_of(bytes).filter(|id| !self.in_flight.is_running(id));
@@ -248,7 +249,7 @@ impl Reader<'_> {
     /// unread.
     async fn read_line(&self, bytes: &[u8]) -> Result<Incoming, Refusal> {
         let incoming = json::incoming(bytes);
-        if !matches!(incoming, Ok(Incoming::Health)) {
+        if !matches!(incoming, Ok(Incoming::Health | Incoming::Alerts)) {
             let ConnectionContext { loaded, draining, close, .. } = &self.shared;
             tokio::select! {
                 biased;
@@ -277,6 +278,10 @@ impl Reader<'_> {
         let ConnectionContext { loaded, draining, telemetry, .. } = &self.shared;
         let phase = DaemonPhase::of(loaded.is_cancelled(), draining.is_cancelled());
         self.send_and_wait(json::health(&telemetry.health(phase, SystemTime::now()))).await
+    }
+
+    async fn send_alerts(&self) -> ReadLoop {
+        self.send_and_wait(json::alerts(&self.shared.telemetry.alert_list(Instant::now()))).await
     }
 
     fn metrics(&self) -> String {

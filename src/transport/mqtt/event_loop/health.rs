@@ -1,4 +1,5 @@
-//! Publishes the health of the daemon, retained: on each connection, and whenever its state or a reason changes.
+//! Publishes the health of the daemon and the list of raised alerts, retained: on each connection, and whenever they change.
+//! Of the health only its state and reasons count as a change.
 
 use super::EventLoop;
 use crate::protocol::{BrokerHealth, HealthState, HealthSummary};
@@ -10,6 +11,8 @@ use std::time::SystemTime;
 #[derive(Debug, Default)]
 pub(super) struct PublishedState {
     health: Option<HealthSummary>,
+    /// How many changes of alerts are in the list.
+    alert_changes: Option<u64>,
 }
 
 impl EventLoop {
@@ -24,6 +27,11 @@ impl EventLoop {
         if self.published_state.health.as_ref() != Some(&summary) {
             self.published_state.health = Some(summary);
             self.publish_health(phase);
+        }
+        let known = self.published_state.alert_changes;
+        if let Some((list, changes)) = self.context.local_telemetry.raised_alerts_since(known) {
+            self.published_state.alert_changes = Some(changes);
+            self.publish_retained(self.topics.alerts(), list);
         }
     }
 
@@ -44,7 +52,11 @@ impl EventLoop {
         let problem = self.status.problem.clone().filter(|_| !self.is_link_problem);
         health.broker = Some(BrokerHealth { connected: true, problem });
         let payload = serde_json::to_vec(&health).expect("plain data");
-        let packet = OutgoingMessage::json(self.topics.health(), payload);
+        self.publish_retained(self.topics.health(), payload);
+    }
+
+    fn publish_retained(&mut self, topic: String, payload: Vec<u8>) {
+        let packet = OutgoingMessage::json(topic, payload);
         self.outbox.push_status(OutgoingMessage { retain: self.has_retained_messages, ..packet });
     }
 }

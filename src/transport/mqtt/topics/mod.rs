@@ -154,6 +154,11 @@ impl Topics {
         self.below("health")
     }
 
+    /// What is raised now, retained.
+    pub fn alerts(&self) -> String {
+        self.below("alerts")
+    }
+
     /// Alerts as they are raised and cleared.
     pub fn alert(&self) -> String {
         self.below("alert")
