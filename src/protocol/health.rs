@@ -34,7 +34,7 @@ impl HealthState {
     }
 }
 
-/// The state with its reasons: what is told to anybody, also to those who have no token.
+/// The state with its reasons: what anybody may know, also without a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HealthSummary {
     /// The state.
