@@ -9,6 +9,7 @@ mod daemon_socket;
 mod demo;
 mod doctor;
 mod generate;
+mod health;
 mod host;
 mod inspect;
 mod model_args;
@@ -31,7 +32,7 @@ use tools::{bench, convert, eval, logits, perplexity, tokenize};
 /// Why a command failed, in one line, and its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// 1 the system refused something, 2 wrong usage or configuration, 3 the model cannot be used, 4 no daemon
+    /// 1 the system refused something, or the daemon is degraded, 2 wrong usage or configuration, 3 the model cannot be used, 4 no daemon
     /// answers, 5 the request was refused.
     pub code: u8,
     /// One line that names the place and a remedy.
@@ -91,6 +92,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Top(top::Top),
     Report(report::ReportArgs),
+    Health(health::HealthArgs),
     CheckConfig(check_config::CheckConfig),
 }
 
@@ -116,6 +118,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Doctor(args) => doctor::run(args),
         Command::Top(args) => top::run(args),
         Command::Report(args) => report::run(args),
+        Command::Health(args) => health::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     }
 }

@@ -9,6 +9,7 @@ mod client_key;
 mod client_shares;
 mod commands;
 mod governor;
+mod health;
 mod history_keeper;
 mod home;
 mod home_intent;
@@ -46,6 +47,7 @@ use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, HomeAssistantInfo};
 use crate::transport::{Command, Heartbeat, Inbound};
 use crate::transport::{http, unix, wyoming};
+use health::FaultDetector;
 use history_keeper::HistoryKeeper;
 use home_intent::HomeIntents;
 use listeners::Listeners;
@@ -245,6 +247,7 @@ fn configured_telemetry(config: &Config, plan: &MemoryPlan) -> Telemetry {
     let telemetry = Telemetry::new(plan.budget.bytes as u64);
     telemetry.set_alert_rules(config.alerts.clone());
     telemetry.set_planned_memory(plan.used(), plan.reserve());
+    telemetry.health.set_queue_depth(config.queue.depth);
     telemetry.set_configured_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
     telemetry
 }
@@ -369,6 +372,7 @@ impl Daemon {
             report_now: Arc::clone(report_now),
             queue_depth: self.settings.running.queue.depth,
             governor: Arc::clone(&self.settings.governor),
+            faults: Mutex::new(FaultDetector::new(Instant::now())),
         });
         let exporter = TextfileExporter::new(self.settings.textfile.subscribe());
         let interval = self.settings.interval.subscribe();

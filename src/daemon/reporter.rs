@@ -4,6 +4,7 @@
 //! Deliberately knows no engine: what it reports of the model is passed in.
 
 use super::governor::EffortGovernor;
+use super::health::{FaultDetector, HealthSample};
 use super::locked;
 use super::memory_plan::MemoryPlan;
 use super::queue::Queue;
@@ -14,7 +15,7 @@ use crate::config::Config;
 use crate::protocol::MqttLink;
 use crate::telemetry::alerts::Alert;
 use crate::telemetry::sensors::{self, Sensors};
-use crate::telemetry::{self, Telemetry};
+use crate::telemetry::{self, Fault, Telemetry};
 use log::warn;
 use serde::Serialize;
 use std::path::Path;
@@ -77,6 +78,7 @@ pub(super) struct HostSampler {
     /// The queue's depth.
     pub queue_depth: usize,
     pub governor: Arc<Mutex<EffortGovernor>>,
+    pub faults: Mutex<FaultDetector>,
 }
 
 impl HostSampler {
@@ -116,6 +118,9 @@ impl HostSampler {
         if let Some(link) = &self.link {
             self.telemetry.set_link(link.borrow().clone());
         }
+        if self.telemetry.health.set_faults(self.find_faults(now)) {
+            self.report_now.notify_one();
+        }
         for alert in self.telemetry.evaluate_alerts(now, self.queue_depth) {
             telemetry::write_alert(&alert);
             self.report_now.notify_one();
@@ -130,6 +135,20 @@ impl HostSampler {
         let (host, is_computing) = (self.telemetry.host(), self.queue.running.is_running());
         let state = locked(&self.governor).control(&host, minute, is_computing, &self.queue.worker);
         self.telemetry.set_governor(state);
+    }
+
+    fn find_faults(&self, now: Instant) -> Vec<Fault> {
+        let (waiting, running) = self.queue.level();
+        let sample = HealthSample {
+            steps: self.queue.worker.steps(),
+            is_busy: waiting + running > 0,
+            is_memory_short: self.queue.memory.is_short(),
+            is_unsubscribed: self.link.as_ref().is_some_and(|link| {
+                let link = link.borrow();
+                link.connected && !link.subscribed
+            }),
+        };
+        locked(&self.faults).faults(sample, now)
     }
 
     /// The broker link takes alerts at any time, and keeps those that the broker cannot receive yet.

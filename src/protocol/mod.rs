@@ -5,6 +5,7 @@
 
 mod answer;
 pub mod api;
+mod health;
 pub mod json;
 pub mod ollama;
 pub mod openai;
@@ -18,6 +19,9 @@ mod tools;
 pub mod wyoming;
 
 pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
+pub use health::{
+    BrokerHealth, Health, HealthState, HealthSummary, LastAnswer, MemoryLevel, QueueLevel, SelfTest,
+};
 pub use report::{
     CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GovernorReason, GovernorState, HttpCalls,
     Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles, Pressure, Reading, Report, Requests,

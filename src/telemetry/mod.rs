@@ -6,6 +6,7 @@
 pub mod alerts;
 mod decoding;
 pub mod energy;
+mod health;
 pub mod history;
 mod history_sample;
 mod http_calls;
@@ -24,6 +25,7 @@ pub mod textfile;
 mod waiting;
 
 pub use decoding::DecodingCounters;
+pub use health::{DaemonPhase, Fault, HealthFacts};
 pub use http_calls::{HttpApi, HttpCounters};
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
 pub use latency::{Distribution, Quantity};
@@ -37,7 +39,7 @@ use crate::protocol::{
     CacheCounts, Code, Cpu, Done, Energy, FinishReason, GovernorState, LogLines, Memory, MqttLink, Reading,
     Report, RequestEnergy, Requests, ShortlistCounts, Throttled,
 };
-use alerts::{Alert, Alerts, Conditions, PlannedMemory, State};
+use alerts::{Alert, AlertList, Alerts, Conditions, PlannedMemory, State};
 use energy::{EnergyMark, Meter};
 use history::History;
 use request_stats::RequestStats;
@@ -58,8 +60,10 @@ pub struct Telemetry {
     budget_exceeded: Counter,
     cancelled: Counter,
     timed_out: Counter,
-    /// Refused, or timed out while answered; without requests that clients cancelled or that a stop cut off.
+    /// Requests without an answer for a reason that lies with the daemon, see [`is_own_failure`].
     failed: Counter,
+    /// Requests that were refused for a reason that lies with their client, or that a stop cut off.
+    blameless: Counter,
     queued: Counter,
     running: Counter,
     cache_hits: Counter,
@@ -74,6 +78,8 @@ pub struct Telemetry {
     pub http: HttpCounters,
     /// Counters of what the guard refused.
     pub security: SecurityCounters,
+    /// Facts about the health of the daemon.
+    pub health: HealthFacts,
     /// At most so many threads compute; 0 until it is set.
     thread_limit: Counter,
     about: OnceLock<About>,
@@ -144,6 +150,7 @@ impl Telemetry {
             cancelled: Counter::default(),
             timed_out: Counter::default(),
             failed: Counter::default(),
+            blameless: Counter::default(),
             queued: Counter::default(),
             running: Counter::default(),
             cache_hits: Counter::default(),
@@ -153,6 +160,7 @@ impl Telemetry {
             waiting: WaitingCounters::default(),
             http: HttpCounters::default(),
             security: SecurityCounters::default(),
+            health: HealthFacts::default(),
             thread_limit: Counter::default(),
             about: OnceLock::new(),
             request_stats: Mutex::default(),
@@ -169,10 +177,11 @@ impl Telemetry {
         self.received.add();
     }
 
-    /// A transport answered with an `error` event by itself, before the request was admitted.
+    /// A transport answered with an `error` event by itself, before the request was admitted: it was not a valid one, or
+    /// not allowed.
     pub fn refused(&self) {
         self.refused.add();
-        self.failed.add();
+        self.blameless.add();
     }
 
     /// An admitted request got an `error` event, `took` after it arrived.
@@ -184,16 +193,9 @@ impl Telemetry {
             Code::BudgetExceeded => self.budget_exceeded.add(),
             _ => {}
         }
-        // None of these is a failure of the daemon: the last three are what its owner wants.
-        if !matches!(
-            code,
-            Code::Cancelled
-                | Code::ShuttingDown
-                | Code::RateLimited
-                | Code::ContentFiltered
-                | Code::ResponseFiltered
-        ) {
-            self.failed.add();
+        match is_own_failure(code) {
+            true => self.failed.add(),
+            false => self.blameless.add(),
         }
         locked(&self.request_stats).fail(code, took);
     }
@@ -209,6 +211,7 @@ impl Telemetry {
             }
             FinishReason::Stop | FinishReason::Length => {}
         }
+        self.health.answered(SystemTime::now(), &done.timings);
         locked(&self.request_stats).add(Instant::now(), done);
     }
 
@@ -277,6 +280,7 @@ impl Telemetry {
 
     /// Sets the memory plan: what it uses, and the reserve that stays free, both in bytes.
     pub fn set_planned_memory(&self, held: usize, reserve: usize) {
+        self.health.set_planned((held + reserve) as u64);
         let percent = |bytes: usize| 100.0 * bytes as f64 / self.budget_bytes.max(1) as f64;
         locked(&self.alerts)
             .set_planned(PlannedMemory { used_percent: percent(held), reserve_percent: percent(reserve) });
@@ -286,9 +290,23 @@ impl Telemetry {
     /// queue's depth. To be called about once a second.
     pub fn evaluate_alerts(&self, now: Instant, depth: usize) -> Vec<Alert> {
         let conditions = self.conditions(now, depth);
-        let changed = locked(&self.alerts).evaluate(now, &conditions);
+        let changed = locked(&self.alerts).evaluate(now, SystemTime::now(), &conditions);
         changed.iter().filter(|alert| alert.state == State::Raised).for_each(|_| self.alerts_raised.add());
         changed
+    }
+
+    /// The alerts that are raised now, and those of the last hours.
+    pub fn alert_list(&self, now: Instant) -> AlertList {
+        locked(&self.alerts).list(now)
+    }
+
+    /// The alerts that are raised now as JSON, where it is not the `known` number of changes that led to them; and that
+    /// number.
+    pub fn raised_alerts_since(&self, known: Option<u64>) -> Option<(Vec<u8>, u64)> {
+        let alerts = locked(&self.alerts);
+        let (raised, changes) = alerts.raised_alerts();
+        let json = || serde_json::to_vec(raised).expect("an alert is plain data");
+        (known != Some(changes)).then(|| (json(), changes))
     }
 
     /// Names of the alerts now raised.
@@ -313,7 +331,8 @@ impl Telemetry {
             cpu_percent: seen.host.cpu.host_percent.map(f64::from),
             tokens_per_second: latency.token_ms.last_minute.p50.filter(|ms| *ms > 0.0).map(|ms| 1000.0 / ms),
             failed: self.failed.get(),
-            ended: self.completed.get() + self.refused.get(),
+            // One client's mistakes neither raise the rate nor hide the failures of others.
+            ended: (self.completed.get() + self.refused.get()).saturating_sub(self.blameless.get()),
             ttft_ms: latency.ttft_ms.last_minute.p95,
             queue_percent: Some(100.0 * self.queued.get() as f64 / depth.max(1) as f64),
             broker: link.map(|link| link.connected),
@@ -442,6 +461,22 @@ impl Counter {
 
     fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a request without an answer counts as a failure of the daemon: all but those that no daemon could have
+/// answered, or was allowed to.
+fn is_own_failure(code: Code) -> bool {
+    match code {
+        Code::QueueFull | Code::Timeout | Code::BudgetExceeded | Code::Internal => true,
+        Code::InvalidRequest
+        | Code::TooLarge
+        | Code::ContextExceeded
+        | Code::RateLimited
+        | Code::ContentFiltered
+        | Code::ResponseFiltered
+        | Code::Cancelled
+        | Code::ShuttingDown => false,
     }
 }
 

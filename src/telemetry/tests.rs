@@ -166,6 +166,34 @@ fn what_clients_cancel_is_no_error() {
 }
 
 #[test]
+fn one_clients_mistakes_neither_raise_the_error_rate_nor_hide_the_failures_of_the_daemon() {
+    let (telemetry, start) = (Telemetry::new(0), Instant::now());
+    let rules = config::Alerts { error_percent: Some(50.0), ..config::Alerts::off() };
+    telemetry.set_alert_rules(rules);
+    let raised_after = |second| telemetry.evaluate_alerts(start + Duration::from_secs(second), 1).len();
+    assert_eq!(raised_after(0), 0);
+    let mistakes = || {
+        (0..50).for_each(|_| telemetry.refused());
+        [
+            Code::InvalidRequest,
+            Code::TooLarge,
+            Code::ContextExceeded,
+            Code::RateLimited,
+            Code::ContentFiltered,
+        ]
+        .into_iter()
+        .for_each(|code| telemetry.failed(code, Duration::ZERO));
+    };
+    mistakes();
+    (0..5).for_each(|_| telemetry.completed(&done(10, 21)));
+    assert_eq!(raised_after(1), 0);
+    (0..5).for_each(|_| telemetry.failed(Code::Internal, Duration::ZERO));
+    mistakes();
+    assert_eq!(raised_after(2), 1, "five of ten");
+    assert_eq!(report(&telemetry).requests.refused, 115, "they are counted all the same");
+}
+
+#[test]
 fn threads_count_together() {
     let telemetry = Telemetry::new(0);
     std::thread::scope(|scope| {

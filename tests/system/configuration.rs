@@ -45,10 +45,12 @@ async fn a_configuration_that_is_not_there_is_exit_code_2() {
 
 #[tokio::test]
 async fn a_sound_configuration_is_exit_code_0() {
-    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/config/bitnetd.toml");
-    let ended = run(&["check-config", reference]).await;
-    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
-    assert!(ended.out.contains("sound"), "{ended:?}");
+    for example in ["bitnetd", "production"] {
+        let path = format!("{}/config/{example}.toml", env!("CARGO_MANIFEST_DIR"));
+        let ended = run(&["check-config", &path]).await;
+        assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+        assert!(ended.out.contains("sound"), "{ended:?}");
+    }
 }
 
 #[tokio::test]

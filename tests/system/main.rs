@@ -18,6 +18,7 @@ mod fairness;
 mod faults;
 mod governor;
 mod guard;
+mod health;
 mod home;
 mod home_names;
 mod hostile;

@@ -44,6 +44,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("daemon/mod",       &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("daemon/worker",    &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("daemon/structured", &["protocol", "engine"]),
+    ("daemon/health", &["protocol", "telemetry", "daemon", "engine"]),
     ("daemon/home_intent", &["protocol", "home", "engine"]),
     ("daemon/memory_plan",    &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("cli",              &[EVERYTHING]),

@@ -3,6 +3,7 @@
 //! Pure. It reads the report as JSON, as any other client has to, and leaves out unknown values. Deliberately knows
 //! no terminal.
 
+use super::alerts;
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -63,14 +64,14 @@ impl Trend {
 }
 
 /// Access to a report, with unknown values as `None`.
-struct ReportView<'a>(&'a Value);
+pub(super) struct ReportView<'a>(pub &'a Value);
 
 impl ReportView<'_> {
-    fn number(&self, path: &str) -> Option<f64> {
+    pub fn number(&self, path: &str) -> Option<f64> {
         self.0.pointer(path)?.as_f64()
     }
 
-    fn text(&self, path: &str) -> Option<&str> {
+    pub fn text(&self, path: &str) -> Option<&str> {
         self.0.pointer(path)?.as_str()
     }
 
@@ -87,7 +88,8 @@ impl ReportView<'_> {
 pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize, colours: bool) -> String {
     let view = ReportView(report);
     let mut lines = vec![title(&view, socket), String::new()];
-    lines.extend(alerts(&view).map(|shown| style(&shown, ALARM, colours)));
+    lines.extend(alerts::raised(&view).iter().map(|shown| style(shown, ALARM, colours)));
+    lines.extend(alerts::past(&view));
     let rows = [
         ("power", power(&view, &trends.power)),
         ("energy", energy(&view)),
@@ -158,11 +160,6 @@ fn duration(seconds: u64) -> String {
         (0, _, _) => format!("{hours} h {minutes} min"),
         _ => format!("{days} d {hours} h"),
     }
-}
-
-fn alerts(view: &ReportView<'_>) -> impl Iterator<Item = String> {
-    let raised = view.0.pointer("/alerts").and_then(Value::as_array).cloned().unwrap_or_default();
-    raised.into_iter().filter_map(|alert| Some(format!("ALERT       {}", spaced(alert.as_str()?))))
 }
 
 /// `under_voltage` in words.

@@ -14,6 +14,7 @@ mod tool_calls;
 use super::DaemonError;
 use super::admission::QueuedRequest;
 use super::answer_cache::{CacheKey, CachedAnswer};
+use super::health;
 use super::home_intent::{self, HomeIntent, HomeIntents};
 use super::locked;
 use super::queue::Queue;
@@ -116,6 +117,8 @@ impl Worker {
                         notes: engine.notes().to_vec(),
                     };
                     drop(loaded.send(Ok(engine_info)));
+                    // Not before: it takes longer than the built-in model does to load.
+                    health::run_self_test(&self.telemetry);
                     if let Err(error) = Scheduler::new(&self, &engine, fixed).run() {
                         let _ = alive.send(error); // nobody listens once the daemon stops
                     }

@@ -12,13 +12,14 @@ use super::slots::TakenSlots;
 use crate::protocol::api::{Call, CallContext, HttpRefusal, TranslatedRequest};
 use crate::protocol::{Code, Event, Refusal, ollama, openai};
 use crate::telemetry::history::{self, ReportRequest, ReportSubject};
-use crate::telemetry::{HttpApi, prometheus};
+use crate::telemetry::{DaemonPhase, HttpApi, prometheus};
 use crate::transport::in_flight::InFlight;
 use crate::transport::{Inbound, Reply, WhenFull};
 use hyper::Method;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use jiff::tz::TimeZone;
+use serde::Serialize;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -72,6 +73,7 @@ impl Caller {
             return Ok(response::finish(response::preflight(), api, &id, origin));
         }
         let response = match route {
+            Ok(HttpRoute::Health) => self.health(self.check(&head, false).is_ok()),
             Ok(route) => {
                 let call = CallGuard { token_name, ..call };
                 self.dispatch(api, route, head.uri.query(), body, call, received).await
@@ -101,7 +103,6 @@ impl Caller {
         let shared = &self.context.0;
         let model = &shared.model;
         match route {
-            HttpRoute::Health => self.health(),
             HttpRoute::Metrics => {
                 let text = prometheus::render(&shared.telemetry, SystemTime::now());
                 response::response(200, prometheus::CONTENT_TYPE, text.into_bytes())
@@ -129,20 +130,34 @@ impl Caller {
     }
 
     /// The state of the daemon: 503 while it takes no requests, so that a proxy or a supervisor sees it without reading.
-    fn health(&self) -> HttpResponse {
+    /// `is_trusted`: whether the caller may see more than the state and its reasons.
+    fn health(&self, is_trusted: bool) -> HttpResponse {
+        #[derive(Serialize)]
+        struct HealthPage<T> {
+            /// For those who knew the page before it had a state.
+            status: &'static str,
+            #[serde(flatten)]
+            health: T,
+        }
         let shared = &self.context.0;
-        let reasons = shared.telemetry.raised_alerts();
-        let (status, word, state) = if shared.draining.is_cancelled() {
-            (503, "shutting_down", "draining")
-        } else if !shared.loaded.is_cancelled() {
-            (503, "loading", "loading")
-        } else if reasons.is_empty() {
-            (200, "ok", "ready")
-        } else {
-            (200, "ok", "degraded")
+        let phase = DaemonPhase::of(shared.loaded.is_cancelled(), shared.draining.is_cancelled());
+        let (code, status) = match phase {
+            DaemonPhase::Serving => (200, "ok"),
+            DaemonPhase::Loading => (503, "loading"),
+            DaemonPhase::Draining => (503, "shutting_down"),
         };
-        let body = serde_json::json!({ "status": word, "state": state, "reasons": reasons });
-        response::response(status, JSON, format!("{body}\n").into_bytes())
+        let body = match is_trusted {
+            true => {
+                let health = shared.telemetry.health(phase, SystemTime::now());
+                serde_json::to_string(&HealthPage { status, health })
+            }
+            false => {
+                let health = shared.telemetry.health_summary(phase);
+                serde_json::to_string(&HealthPage { status, health })
+            }
+        };
+        let body = body.expect("plain data");
+        response::response(code, JSON, format!("{body}\n").into_bytes())
     }
 
     /// The report of the history. One at a time is in memory, until its client has read it or a write has waited too long.
