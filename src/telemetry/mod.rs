@@ -55,7 +55,6 @@ pub struct Telemetry {
     timed_out: Counter,
     /// Refused, or timed out while answered; without requests that clients cancelled or that a stop cut off.
     failed: Counter,
-    queued: Counter,
     running: Counter,
     cache_hits: Counter,
     cache_misses: Counter,
@@ -132,7 +131,6 @@ impl Telemetry {
             cancelled: Counter::default(),
             timed_out: Counter::default(),
             failed: Counter::default(),
-            queued: Counter::default(),
             running: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
@@ -221,10 +219,9 @@ impl Telemetry {
         self.thread_limit.set(threads as u64);
     }
 
-    /// Sets how many requests wait and run now.
-    pub fn set_queue(&self, queued: usize, running: usize) {
-        self.queued.set(queued as u64);
-        self.running.set(running as u64);
+    /// Sets how many requests are being answered now; [`Telemetry::waiting`] counts those that wait.
+    pub fn set_running(&self, requests: usize) {
+        self.running.set(requests as u64);
     }
 
     /// Records a snapshot of the sensors, power included.
@@ -286,7 +283,7 @@ impl Telemetry {
             failed: self.failed.get(),
             ended: self.completed.get() + self.refused.get(),
             ttft_ms: latency.ttft_ms.last_minute.p95,
-            queue_percent: Some(100.0 * self.queued.get() as f64 / depth.max(1) as f64),
+            queue_percent: Some(100.0 * self.waiting.total() as f64 / depth.max(1) as f64),
             broker: link.map(|link| link.connected),
             subscription: link.map(|link| link.deaf),
             storage: link.map(|link| link.storage_problem.is_some()),
@@ -339,7 +336,7 @@ impl Telemetry {
         locked(&self.request_stats).throughput().tokens_per_second
     }
 
-    /// The report: counters and latencies, and the last snapshots of host and broker link; `now` is its timestamp.
+    /// The report: counters and latencies as they are, and the last snapshots of host and broker link; `now` is its timestamp.
     pub fn report(&self, now: SystemTime) -> Report {
         let (answers, seen) = (locked(&self.request_stats), locked(&self.last_observed));
         let host = &seen.host;
@@ -377,7 +374,7 @@ impl Telemetry {
             budget_exceeded: self.budget_exceeded.get(),
             cancelled: self.cancelled.get(),
             timed_out: self.timed_out.get(),
-            queued: self.queued.get(),
+            queued: self.waiting.total(),
             running: self.running.get(),
         }
     }

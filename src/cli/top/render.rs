@@ -366,7 +366,6 @@ mod tests {
     use crate::telemetry::Telemetry;
     use crate::telemetry::sensors::{Sensors, Snapshot};
     use serde_json::json;
-    use std::collections::HashMap;
     use std::path::Path;
     use std::time::{Duration, Instant, SystemTime};
 
@@ -427,7 +426,9 @@ mod tests {
             .into_iter()
             .for_each(|ms| telemetry.waiting.begun("a\x1b[1m", Duration::from_millis(ms)));
         telemetry.waiting.begun("idle", Duration::ZERO);
-        telemetry.waiting.set_waiting(&HashMap::from([("a\x1b[1m", 3), ("b", 1)]));
+        ["a\x1b[1m", "b", "a\x1b[1m", "a\x1b[1m"]
+            .into_iter()
+            .for_each(|client| telemetry.waiting.joined(client));
         let shown = shown(&telemetry);
         let together = "\ntogether    2.3 requests a step, prefix hits: 1 (128 tokens saved), suspended: 1\n";
         assert!(shown.contains(together), "{shown}");

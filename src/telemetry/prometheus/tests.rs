@@ -198,7 +198,7 @@ pub(in crate::telemetry) fn full() -> Telemetry {
             .waiting
             .begun(&format!("mqtt:{client:02} {}", "\"x".repeat(29)), Duration::from_millis(1500));
     }
-    telemetry.waiting.set_waiting(&std::collections::HashMap::from([("late", 3)]));
+    (0..3).for_each(|_| telemetry.waiting.joined("late"));
     telemetry.structured_output.refused();
     telemetry.structured_output.nothing_fits(2);
     telemetry.http.called(super::super::HttpApi::OpenAi);
@@ -347,7 +347,7 @@ fn clients_that_wait_have_samples_each_and_the_rest_one_together() {
     ["1", "2"].into_iter().for_each(|end| {
         telemetry.waiting.begun(&format!("mqtt:{}{end}", "x".repeat(40)), Duration::from_secs(1))
     });
-    telemetry.waiting.set_waiting(&std::collections::HashMap::from([("uid=1000", 4)]));
+    (0..4).for_each(|_| telemetry.waiting.joined("uid=1000"));
     let shown = |telemetry: &Telemetry| render(telemetry, SystemTime::UNIX_EPOCH);
     let text = shown(&telemetry);
     for line in [
