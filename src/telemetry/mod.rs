@@ -23,7 +23,7 @@ mod waiting;
 pub use decoding::DecodingCounters;
 pub use http_calls::{HttpApi, HttpCounters};
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
-pub use latency::{Distribution, Quantity};
+pub use latency::{Distribution, ErrorType, Quantity};
 pub use rfc3339::rfc3339;
 pub use structured_output::StructuredOutputCounters;
 pub use waiting::WaitingCounters;
