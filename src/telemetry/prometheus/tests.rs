@@ -489,7 +489,17 @@ fn the_dashboard_uses_only_exported_metrics_and_all_that_matter() {
         let query = variable["query"]["query"].as_str().expect("a query");
         assert!(names(query).iter().all(|name| reported.contains(name)), "{query}");
     }
-    for name in ["bitnetd_power_watts", "bitnetd_temperature_celsius", "bitnetd_throttled", "bitnetd_alert"] {
+    for name in [
+        "bitnetd_power_watts",
+        "bitnetd_temperature_celsius",
+        "bitnetd_throttled",
+        "bitnetd_alert",
+        "bitnetd_decoding_steps_total",
+        "bitnetd_prefix_tokens_total",
+        "bitnetd_accepted_tokens_total",
+        "bitnetd_suspensions_total",
+        "bitnetd_client_waiting",
+    ] {
         assert!(asked.contains(name), "{name}");
     }
     let source = &dashboard["__inputs"][0]["name"];
