@@ -9,7 +9,6 @@ use crate::config;
 use crate::protocol::{Code, Priority, Refusal};
 use crate::transport::fair_queue::FairQueue;
 use crate::transport::{Inbound, WhenFull};
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// A request that waits.
@@ -227,15 +226,6 @@ impl Admission {
 
     pub fn waiting(&self) -> usize {
         self.waiting.len()
-    }
-
-    /// How many requests of each client wait, by the name of the client.
-    pub fn waiting_by_client(&self) -> HashMap<&str, usize> {
-        let mut by_client = HashMap::new();
-        for job in self.waiting.iter() {
-            *by_client.entry(job.inbound.client.as_str()).or_default() += 1;
-        }
-        by_client
     }
 
     pub fn is_closed(&self) -> bool {

@@ -65,7 +65,7 @@ pub(super) fn info_payload(config: &Config, engine_info: &EngineInfo, plan: &Mem
     serde_json::to_vec(&info).expect("strings and numbers")
 }
 
-/// Samples the host, the queue and the broker link periodically for the telemetry.
+/// Samples the host and the broker link periodically for the telemetry, which counts requests itself.
 pub(super) struct HostSampler {
     pub sensors: Arc<Mutex<Sensors>>,
     pub telemetry: Arc<Telemetry>,
@@ -114,7 +114,6 @@ impl HostSampler {
     fn sample(&self, now: Instant) {
         let host = locked(&self.sensors).read(now);
         self.telemetry.observe(now, host);
-        self.queue.record_level();
         if let Some(link) = &self.link {
             self.telemetry.set_link(link.borrow().clone());
         }

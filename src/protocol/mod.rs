@@ -18,7 +18,7 @@ pub mod text;
 mod tools;
 pub mod wyoming;
 
-pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
+pub use answer::{AnswerDetails, Choice, LikelyToken, PredictionUsage, TokenLogprob};
 pub use health::{
     BrokerHealth, Health, HealthState, HealthSummary, LastAnswer, MemoryLevel, QueueLevel, SelfTest,
 };
@@ -71,6 +71,8 @@ pub struct Request {
     pub cache: bool,
     /// Whether several tokens may be verified in one pass, which changes no token; the configured value when left out.
     pub speculate: Option<bool>,
+    /// The text that the answer probably has, in which speculation looks up what comes next.
+    pub prediction: Option<String>,
 }
 
 impl Request {
@@ -95,7 +97,8 @@ impl Request {
             .iter()
             .map(|tool| tool.name.capacity() + tool.definition.bytes() + size_of::<Tool>())
             .sum();
-        input + bias + stop + tools + self.response_format.text_bytes()
+        let prediction = self.prediction.as_ref().map_or(0, String::capacity);
+        input + bias + stop + tools + prediction + self.response_format.text_bytes()
     }
 }
 

@@ -302,7 +302,7 @@ pub struct Requests {
     pub timed_out: u64,
     /// Waiting now.
     pub queued: u64,
-    /// Being answered now: 0 or 1.
+    /// Being answered now, those included that gave up their slot and will go on.
     pub running: u64,
 }
 

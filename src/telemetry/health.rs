@@ -141,7 +141,7 @@ impl Telemetry {
                 .last_answer
                 .map(|(ended, timings)| LastAnswer { time: rfc3339(ended), timings }),
             queue: QueueLevel {
-                waiting: self.queued.get(),
+                waiting: self.waiting.total(),
                 running: self.running.get(),
                 depth: facts.queue_depth,
             },
@@ -205,7 +205,7 @@ mod tests {
         let telemetry = Telemetry::new(1000);
         let rules = config::Alerts { subscription: true, queue_percent: Some(50.0), ..config::Alerts::off() };
         telemetry.set_alert_rules(rules);
-        telemetry.set_queue(9, 1);
+        (0..9).for_each(|_| telemetry.waiting.joined("a"));
         telemetry.set_link(MqttLink { connected: true, deaf: true, ..MqttLink::default() });
         telemetry.health.set_faults(vec![Fault::NotSubscribed]);
         let start = Instant::now();
@@ -227,7 +227,8 @@ mod tests {
         assert_eq!(loading["time"], "1970-01-01T00:00:00Z");
         telemetry.set_planned_memory(600, 100);
         telemetry.health.set_queue_depth(16);
-        telemetry.set_queue(2, 1);
+        (0..2).for_each(|_| telemetry.waiting.joined("a"));
+        telemetry.set_running(1);
         telemetry.health.answered(SystemTime::UNIX_EPOCH, &Timings { total_ms: 7.5, ..Timings::default() });
         telemetry.set_link(MqttLink { problem: Some("refused".into()), ..MqttLink::default() });
         let json = json(DaemonPhase::Serving);

@@ -45,7 +45,7 @@ impl Telemetry {
                 .map(|flag| flag.value)
                 .or(flags.map(|flags| flags.under_voltage)),
             cpu_percent: seen.host.cpu.host_percent.map(f64::from),
-            queued: self.queued.get(),
+            queued: self.waiting.total(),
             running: self.running.get(),
             memory_bytes: seen.host.memory.process_bytes,
             budget_bytes: self.budget_bytes,

@@ -28,7 +28,7 @@ pub use decoding::DecodingCounters;
 pub use health::{DaemonPhase, Fault, HealthFacts};
 pub use http_calls::{HttpApi, HttpCounters};
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
-pub use latency::{Distribution, Quantity};
+pub use latency::{Distribution, ErrorType, Quantity};
 pub use rfc3339::rfc3339;
 pub use security::SecurityCounters;
 pub use structured_output::StructuredOutputCounters;
@@ -64,7 +64,6 @@ pub struct Telemetry {
     failed: Counter,
     /// Requests that were refused for a reason that lies with their client, or that a stop cut off.
     blameless: Counter,
-    queued: Counter,
     running: Counter,
     cache_hits: Counter,
     cache_misses: Counter,
@@ -151,7 +150,6 @@ impl Telemetry {
             timed_out: Counter::default(),
             failed: Counter::default(),
             blameless: Counter::default(),
-            queued: Counter::default(),
             running: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
@@ -246,10 +244,9 @@ impl Telemetry {
         self.thread_limit.set(threads as u64);
     }
 
-    /// Sets how many requests wait and run now.
-    pub fn set_queue(&self, queued: usize, running: usize) {
-        self.queued.set(queued as u64);
-        self.running.set(running as u64);
+    /// Sets how many requests are being answered now; [`Telemetry::waiting`] counts those that wait.
+    pub fn set_running(&self, requests: usize) {
+        self.running.set(requests as u64);
     }
 
     /// Records a snapshot of the sensors, power included.
@@ -334,7 +331,7 @@ impl Telemetry {
             // One client's mistakes neither raise the rate nor hide the failures of others.
             ended: (self.completed.get() + self.refused.get()).saturating_sub(self.blameless.get()),
             ttft_ms: latency.ttft_ms.last_minute.p95,
-            queue_percent: Some(100.0 * self.queued.get() as f64 / depth.max(1) as f64),
+            queue_percent: Some(100.0 * self.waiting.total() as f64 / depth.max(1) as f64),
             broker: link.map(|link| link.connected),
             subscription: link.map(|link| link.deaf),
             storage: link.map(|link| link.storage_problem.is_some()),
@@ -387,7 +384,7 @@ impl Telemetry {
         locked(&self.request_stats).throughput().tokens_per_second
     }
 
-    /// The report: counters and latencies, and the last snapshots of host and broker link; `now` is its timestamp.
+    /// The report: counters and latencies as they are, and the last snapshots of host and broker link; `now` is its timestamp.
     pub fn report(&self, now: SystemTime) -> Report {
         let (answers, seen) = (locked(&self.request_stats), locked(&self.last_observed));
         let host = &seen.host;
@@ -427,7 +424,7 @@ impl Telemetry {
             budget_exceeded: self.budget_exceeded.get(),
             cancelled: self.cancelled.get(),
             timed_out: self.timed_out.get(),
-            queued: self.queued.get(),
+            queued: self.waiting.total(),
             running: self.running.get(),
         }
     }

@@ -32,7 +32,8 @@ fn each_event_is_counted_where_it_belongs() {
     }
     telemetry.cache_hit();
     telemetry.cache_miss();
-    telemetry.set_queue(3, 1);
+    (0..3).for_each(|_| telemetry.waiting.joined("a"));
+    telemetry.set_running(1);
     let Report { requests, cache, .. } = report(&telemetry);
     let expected = Requests {
         received: 2,
@@ -117,7 +118,7 @@ fn alerts_are_evaluated_on_host_link_queue_and_requests() {
     host.cpu.host_percent = Some(100.0);
     host.memory.process_bytes = Some(96);
     telemetry.observe(now, host);
-    telemetry.set_queue(15, 1);
+    (0..15).for_each(|_| telemetry.waiting.joined("a"));
     telemetry.completed(&done(10, 21));
     (0..5).for_each(|_| telemetry.failed(Code::QueueFull, Duration::ZERO));
     telemetry.set_link(MqttLink { deaf: true, storage_problem: Some("full".into()), ..MqttLink::default() });

@@ -266,13 +266,21 @@ fn requests(view: &ReportView<'_>) -> Option<String> {
     ))
 }
 
-/// How many requests share a pass over the weights, and what prompts had in common.
+/// How many requests share a pass over the weights, what prompts had in common, and how much of what was looked up was
+/// right.
 fn together(view: &ReportView<'_>) -> Option<String> {
     let count = |name: &str| view.count(&format!("/decoding/{name}"));
     let steps = view.number("/decoding/steps").filter(|steps| *steps > 0.0)?;
     let prefixes = match count("prefix_hits") {
         0 => None,
         hits => Some(format!("prefix hits: {hits} ({} tokens saved)", count("prefix_tokens"))),
+    };
+    let speculation = match count("proposed_tokens") {
+        0 => None,
+        proposed => {
+            let percent = 100.0 * count("accepted_tokens") as f64 / proposed as f64;
+            Some(format!("looked up: {proposed} tokens ({percent:.0} % accepted)"))
+        }
     };
     let suspensions = match count("suspensions") {
         0 => None,
@@ -281,6 +289,7 @@ fn together(view: &ReportView<'_>) -> Option<String> {
     joined([
         Some(format!("{:.1} requests a step", view.number("/decoding/step_requests")? / steps)),
         prefixes,
+        speculation,
         suspensions,
     ])
 }
@@ -363,7 +372,6 @@ mod tests {
     use crate::telemetry::Telemetry;
     use crate::telemetry::sensors::{Sensors, Snapshot};
     use serde_json::json;
-    use std::collections::HashMap;
     use std::path::Path;
     use std::time::{Duration, Instant, SystemTime};
 
@@ -420,13 +428,17 @@ mod tests {
         assert!(shown(&telemetry).contains("\ntogether    2.3 requests a step\n"), "{}", shown(&telemetry));
         telemetry.decoding.found_prefix(128);
         telemetry.decoding.record_suspension();
+        telemetry.decoding.speculated(12, 9);
         [1000, 2000]
             .into_iter()
             .for_each(|ms| telemetry.waiting.begun("a\x1b[1m", Duration::from_millis(ms)));
         telemetry.waiting.begun("idle", Duration::ZERO);
-        telemetry.waiting.set_waiting(&HashMap::from([("a\x1b[1m", 3), ("b", 1)]));
+        ["a\x1b[1m", "b", "a\x1b[1m", "a\x1b[1m"]
+            .into_iter()
+            .for_each(|client| telemetry.waiting.joined(client));
         let shown = shown(&telemetry);
-        let together = "\ntogether    2.3 requests a step, prefix hits: 1 (128 tokens saved), suspended: 1\n";
+        let together = "\ntogether    2.3 requests a step, prefix hits: 1 (128 tokens saved), \
+                        looked up: 12 tokens (75 % accepted), suspended: 1\n";
         assert!(shown.contains(together), "{shown}");
         assert!(shown.contains("\nwaiting     a?[1m 3 (mean 1.5 s), b 1\n"), "{shown}");
     }

@@ -29,13 +29,13 @@ use crate::engine::tokenizer::CallSyntax;
 use crate::engine::{self, Engine, ModelFile};
 use crate::guard::Denied;
 use crate::protocol::{
-    AnswerDetails, Code, Done, Event, FinishReason, Refusal, Request, RequestEnergy, RequestId,
-    ShortlistCounts, Timings, Usage,
+    AnswerDetails, Code, Done, Event, FinishReason, PredictionUsage, Refusal, Request, RequestEnergy,
+    RequestId, ShortlistCounts, Timings, Usage,
 };
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, ComputeSpan, Telemetry};
 use crate::transport::{Inbound, WhenFull};
-use answer_events::{FinishedAnswer, details};
+use answer_events::{FinishedAnswer, details, prediction_usage};
 use log::{debug, info, warn};
 use request_options::{cache_key, cacheable, generate_options, prefix_scope};
 use scheduler::Scheduler;
@@ -195,9 +195,19 @@ impl Worker {
             Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
         let speculate = request.speculate.unwrap_or_else(|| self.queue.worker.speculates());
-        let options = GenerateOptions { constraint, prefix_scope, speculate, ..generate_options(request) };
+        let prediction = if speculate { self.prediction(engine, request) } else { Vec::new() };
+        let options = generate_options(request);
+        let options = GenerateOptions { constraint, prefix_scope, speculate, prediction, ..options };
         let answer = StreamedAnswer::new(&self.queue, engine, queued, prompt);
         Ok(Some(PreparedRequest { answer, options, intent, key }))
+    }
+
+    /// The tokens of the answer that the client predicts, as many as an answer can have.
+    fn prediction(&self, engine: &Engine, request: &Request) -> Vec<u32> {
+        let text = request.prediction.as_deref().unwrap_or_default();
+        let mut tokens = engine.tokenizer().encode_continuation(text);
+        tokens.truncate(self.context);
+        tokens
     }
 
     /// Sends the last event of a request that was answered.
@@ -210,8 +220,10 @@ impl Worker {
         at: RequestTimes,
         work: WorkShare<'_>,
     ) {
-        let Inbound { id, client, reply, .. } = inbound;
-        let done = self.done(engine, id, prompt, answers, at, work);
+        let Inbound { request, id, client, reply, .. } = inbound;
+        let prediction = request.prediction.is_some().then(|| prediction_usage(&answers));
+        let mut done = self.done(engine, id, prompt, answers, at, work);
+        done.details.prediction = prediction;
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
     }
@@ -226,9 +238,10 @@ impl Worker {
 
     fn count_speculation(&self, answers: &[FinishedAnswer]) {
         let of_all = |count: fn(&Answer) -> usize| answers.iter().map(|answer| count(&answer.answer)).sum();
-        self.telemetry
-            .decoding
-            .speculated(of_all(|answer| answer.proposed), of_all(|answer| answer.accepted));
+        self.telemetry.decoding.speculated(
+            of_all(|answer| answer.looked_up.proposed),
+            of_all(|answer| answer.looked_up.accepted),
+        );
     }
 
     /// Stores a complete answer that may be given again.
@@ -335,6 +348,7 @@ impl Worker {
             let _ = reply.token(stored.text.clone());
         }
         let ms = milliseconds(received, Instant::now());
+        let prediction = request.prediction.is_some().then(PredictionUsage::default);
         reply.finish(Event::Done(Box::new(Done {
             id,
             text: stored.text,
@@ -347,7 +361,7 @@ impl Worker {
             timings: Timings { queue_ms: ms, ttft_ms: ms, total_ms: ms, ..Timings::default() },
             energy: None,
             cached: true,
-            details: AnswerDetails::default(),
+            details: AnswerDetails { prediction, ..AnswerDetails::default() },
         })));
     }
 

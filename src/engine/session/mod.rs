@@ -27,6 +27,7 @@ use disk::DiskPrefixes;
 use pacing::PromptPacing;
 use slots::AnswerSlot;
 use speculation::PassCost;
+pub use speculation::SpeculationCounts;
 use std::ops::ControlFlow;
 use std::time::Duration;
 pub use suspension::SuspendedAnswer;
@@ -67,6 +68,8 @@ pub struct GenerateOptions {
     /// Looks up in prompt and answer what may come next, and verifies several tokens in one pass where that pays. The
     /// tokens of the answer, their text and their log-probabilities are the same.
     pub speculate: bool,
+    /// The tokens that the answer probably has, in which is looked up as well; empty where nothing is predicted.
+    pub prediction: Vec<u32>,
     /// Tokens that are answered whatever is chosen, for measurements; behind them the answer goes on as ever.
     pub script: Vec<u32>,
     /// Reads the whole head where a shortlist is used, for comparisons.
@@ -116,10 +119,10 @@ pub struct Answer {
     pub forced: usize,
     /// How many tokens of the prompt were not read, because an earlier prompt began with them.
     pub cached: usize,
-    /// How many tokens were looked up and read in a pass before it was known whether they would be chosen.
-    pub proposed: usize,
-    /// How many of these were chosen.
-    pub accepted: usize,
+    /// Tokens that were looked up and verified.
+    pub looked_up: SpeculationCounts,
+    /// Of these, those that were found in the prediction.
+    pub predicted: SpeculationCounts,
     /// Why it ended.
     pub end: StopReason,
     /// The time for the prompt.

@@ -105,8 +105,7 @@ impl AnswerSlot {
         if let Some(forced) = run.forced_ahead() {
             proposal.take_known(tokens, forced, most);
         } else if let Some(speculation) = &mut run.speculation {
-            speculation.proposed +=
-                proposal.look_up(tokens, |found| speculation.worthwhile(found, most, answers, cost));
+            speculation.propose(proposal, tokens, most, answers, cost);
         }
         tokens.extend_from_slice(proposal.read());
         proposal.read().len()
@@ -190,6 +189,9 @@ impl Session<'_> {
         // One position for the first token, without which there is no answer.
         self.check(prompt, 1)?;
         let vocab = self.model.shape().vocab;
+        if let Some(id) = options.prediction.iter().find(|id| **id as usize >= vocab) {
+            return Err(PromptError::UnknownToken { id: *id, vocab });
+        }
         match options.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
             Some((id, _)) => Err(PromptError::UnknownBiasToken { id: *id, vocab }),
             None => Ok(()),

@@ -87,6 +87,7 @@ struct RequestKeys {
     priority: Option<PriorityKey>,
     cache: Option<bool>,
     speculate: Option<bool>,
+    prediction: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -220,6 +221,7 @@ fn checked(keys: RequestKeys) -> Result<Request, Refusal> {
         },
         cache: keys.cache.unwrap_or(true),
         speculate: keys.speculate,
+        prediction: keys.prediction,
         id: keys.id,
     };
     tools::check_format(&request)?;
@@ -288,6 +290,7 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
         priority: Priority::Normal,
         cache: true,
         speculate: None,
+        prediction: None,
     })
 }
 

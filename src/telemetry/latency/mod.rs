@@ -5,7 +5,7 @@ mod fixed_buckets;
 pub mod histogram;
 mod sliding_window;
 
-pub use fixed_buckets::{Distribution, Quantity};
+pub use fixed_buckets::{Distribution, ErrorType, Quantity};
 
 use crate::protocol::{LatencyWindows, Percentiles};
 pub(super) use fixed_buckets::FixedBuckets;

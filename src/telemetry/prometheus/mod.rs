@@ -8,7 +8,7 @@ mod exposition;
 #[cfg(test)]
 mod tests;
 
-use super::{Distribution, Quantity, Telemetry};
+use super::{Distribution, ErrorType, Quantity, Telemetry};
 use crate::protocol::{
     CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GuardReason, HttpCalls, Memory, Method,
     MqttLink, Pressure, Reading, Report, Requests, Security, ShortlistCounts, StructuredOutput, Thermal,
@@ -91,9 +91,9 @@ fn latencies(text: &mut Exposition, all: &[Distribution], model: Option<&str>) {
     ] {
         let mut family = text.histogram(name, help);
         for found in all.iter().filter(|found| found.quantity == quantity) {
-            let error = found.error.map(|code| word(&code));
+            let error = found.error.map(error_type);
             let mut labels = vec![("gen_ai_operation_name", "chat"), ("gen_ai_provider_name", "bitnetd")];
-            // The model is the same for all; failures have a series for each error code.
+            // The model is the same for all; failures have a series for each type of error.
             labels.extend(match &error {
                 Some(error) => Some(("error_type", error.as_str())),
                 None => model.map(|model| ("gen_ai_request_model", model)),
@@ -103,9 +103,10 @@ fn latencies(text: &mut Exposition, all: &[Distribution], model: Option<&str>) {
     }
 }
 
-/// A unit variant as the protocol serialises it.
-fn word(value: &impl serde::Serialize) -> String {
-    let json = serde_json::to_value(value).expect("a plain name");
+/// An error code as the protocol serialises it, or OpenTelemetry's value for all others.
+fn error_type(error: ErrorType) -> String {
+    let ErrorType::Code(code) = error else { return "_OTHER".into() };
+    let json = serde_json::to_value(code).expect("a plain name");
     json.as_str().map(str::to_owned).unwrap_or_default()
 }
 

@@ -220,7 +220,7 @@ impl Entities<'_> {
         );
     }
 
-    /// What requests share. Both are means since the start.
+    /// What requests share, and what speculation saves. All are means since the start.
     fn sharing(&mut self) {
         self.sensor(
             "requests_per_step",
@@ -238,6 +238,16 @@ impl Entities<'_> {
              if value_json.throughput.prompt_tokens else None }}",
             json!({
                 "unit_of_measurement": "%", "icon": "mdi:cached", "suggested_display_precision": 0,
+                "entity_category": "diagnostic",
+            }),
+        );
+        self.sensor(
+            "looked_up_tokens_accepted",
+            "Looked-up tokens accepted",
+            "{{ (100 * value_json.decoding.accepted_tokens / value_json.decoding.proposed_tokens) | round(1) \
+             if value_json.decoding.proposed_tokens else None }}",
+            json!({
+                "unit_of_measurement": "%", "icon": "mdi:fast-forward", "suggested_display_precision": 0,
                 "entity_category": "diagnostic",
             }),
         );

@@ -119,7 +119,7 @@ fn rendered(component: &Value, report: &Value) -> String {
 
 #[tokio::test]
 async fn home_assistant_s_own_rules_hold_for_every_description() {
-    for (counters, expected) in [(equipped(), 18), (bare(), 10)] {
+    for (counters, expected) in [(equipped(), 19), (bare(), 11)] {
         let broker = Mosquitto::start().await;
         let _bench = open(&broker, counters).await;
         let description = kept(&broker).await;
@@ -160,6 +160,7 @@ async fn every_value_is_found_in_a_report() {
     alerted["thermal"]["under_voltage"] = Value::Null;
     (alerted["decoding"]["steps"], alerted["decoding"]["step_requests"]) = (4.into(), 10.into());
     alerted["decoding"]["prefix_tokens"] = 30.into();
+    (alerted["decoding"]["proposed_tokens"], alerted["decoding"]["accepted_tokens"]) = (16.into(), 12.into());
     alerted["throughput"]["prompt_tokens"] = 120.into();
     for (key, value) in [
         ("problem", "ON"),
@@ -167,6 +168,7 @@ async fn every_value_is_found_in_a_report() {
         ("under_voltage", "OFF"),
         ("requests_per_step", "2.5"),
         ("prompt_tokens_found", "25.0"),
+        ("looked_up_tokens_accepted", "75.0"),
     ] {
         assert_eq!(rendered(&components[key], &alerted), value, "{key}");
     }
@@ -191,6 +193,7 @@ async fn what_is_not_known_is_unknown_there_and_no_number() {
         "threads",
         "requests_per_step",
         "prompt_tokens_found",
+        "looked_up_tokens_accepted",
     ] {
         assert_eq!(rendered(&components[key], &report).to_lowercase(), "none", "{key}");
     }
