@@ -63,6 +63,24 @@ async fn inspect_shows_the_contents_of_a_file_and_the_boards_that_it_fits() {
 }
 
 #[tokio::test]
+async fn inspect_plans_structured_output_for_all_requests_at_the_same_time() {
+    let model = data("reference/llama-tiny.tq2_0.gguf");
+    for parallel in [1, 8] {
+        let count = parallel.to_string();
+        let said = run(&["inspect", "--json", "--parallel", &count, text(&model)]).await.json();
+        let memory = &said["memory"];
+        let of = |key: &str| memory[key].as_u64().expect("a number");
+        let expected = of("token_trie") + (parallel + 1) * of("per_grammar");
+        for board in memory["boards"].as_array().expect("a list") {
+            let planned = ["parallel", "structured_output"].map(|key| board[key].as_u64());
+            assert_eq!(planned, [Some(parallel), Some(expected)], "{board}");
+        }
+    }
+    let page = run(&["inspect", text(&model)]).await;
+    assert!(page.out.contains(" for each request at the same time and one more"), "{page:?}");
+}
+
+#[tokio::test]
 async fn inspect_plans_with_another_form_of_head_and_cache() {
     let model = data("reference/llama-tiny.tq2_0.gguf");
     let inspect = async |options: &[&str]| run(&[&["inspect", text(&model)][..], options].concat()).await;

@@ -65,8 +65,8 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Continues after end tokens, for measurements.
     pub ignore_eos: bool,
-    /// Looks up in prompt and answer what may come next, and verifies several tokens in one pass where that pays. The
-    /// tokens of the answer, their text and their log-probabilities are the same.
+    /// Looks up in prompt, answer and prediction what may come next, and verifies several tokens in one pass where that pays.
+    /// The tokens of the answer, their text and their log-probabilities are the same.
     pub speculate: bool,
     /// The tokens that the answer probably has, in which is looked up as well; empty where nothing is predicted.
     pub prediction: Vec<u32>,

@@ -1,6 +1,7 @@
 //! Lossless speculation: what probably comes next in an answer is looked up in its prompt, in the answer so far, and in the
-//! answer that the client predicts (prompt look-up decoding), and is read in the same pass as the last token. Each of these tokens counts only if it
-//! is the one that is chosen without it, so that an answer never depends on what was proposed.
+//! answer that the client predicts (prompt look-up decoding), and is read in the same pass as the last token. Each of
+//! these tokens counts only if it is the one that is chosen without it, so that an answer never depends on what was
+//! proposed.
 //!
 //! Tokens are proposed where the chance that they are accepted exceeds what their rows of the pass cost. The chance is
 //! learned during the answer from every look-up, also from those that proposed nothing, which costs no pass: where look-up
@@ -38,14 +39,16 @@ pub(super) struct Match {
     pub len: usize,
 }
 
-/// Finds the place of `source` that has the most in common with the end of `text`, and goes on behind it; of equal ones the
-/// last. `source` may be `text` itself.
-pub(super) fn look_up(text: &[u32], source: &[u32]) -> Option<Match> {
+/// Finds the place of `source` that has the most in common with the end of `text`, and goes on behind it, at `first` or
+/// later; of equal ones the last. `source` may be `text` itself.
+pub(super) fn look_up(text: &[u32], source: &[u32], first: usize) -> Option<Match> {
     let (last, before) = text.split_last()?;
     let (_, places) = source.split_last()?;
+    let begin = first.saturating_sub(1);
     let mut best: Option<Match> = None;
     let mut end = places.len();
-    while let Some(at) = places[..end].iter().rposition(|token| token == last) {
+    while let Some(at) = places[begin..end].iter().rposition(|token| token == last) {
+        let at = begin + at;
         let pairs = places[..at].iter().rev().zip(before.iter().rev());
         let len = 1 + pairs.take(LONGEST_MATCH - 1).take_while(|(a, b)| a == b).count();
         if len > best.map_or(SHORTEST_MATCH - 1, |best| best.len) {
@@ -97,9 +100,15 @@ impl Proposal {
 
     /// Looks up what may come next behind `text`, there and in the predicted answer; the latter goes before where it has as
     /// much in common. The pass reads of it what `worthwhile` says.
-    pub fn look_up(&mut self, text: &[u32], predicted: &[u32], worthwhile: impl FnOnce(Match) -> usize) {
+    pub fn look_up(
+        &mut self,
+        text: &[u32],
+        predicted: &PredictedText,
+        worthwhile: impl FnOnce(Match) -> usize,
+    ) {
         self.clear(text);
-        let (own, foreseen) = (look_up(text, text), look_up(text, predicted));
+        let PredictedText { tokens: predicted, start } = predicted;
+        let (own, foreseen) = (look_up(text, text, 0), look_up(text, predicted, *start));
         self.is_predicted = foreseen.map(|found| found.len) >= own.map(|found| found.len);
         let Some(found) = (if self.is_predicted { foreseen } else { own }) else { return };
         if self.is_predicted {
@@ -192,12 +201,29 @@ pub struct SpeculationCounts {
     pub accepted: usize,
 }
 
+/// The answer that the client predicts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PredictedText {
+    /// The end of the prompt, by which the beginning of the answer is found, and the answer; empty where none is predicted.
+    tokens: Vec<u32>,
+    /// Where the answer begins.
+    start: usize,
+}
+
+impl PredictedText {
+    fn new(prompt: &[u32], prediction: &[u32]) -> Self {
+        let end = &prompt[prompt.len().saturating_sub(LONGEST_MATCH)..];
+        match prediction.is_empty() {
+            true => PredictedText::default(),
+            false => PredictedText { tokens: [end, prediction].concat(), start: end.len() },
+        }
+    }
+}
+
 /// The speculation of one answer.
 #[derive(Debug, Clone)]
 pub(super) struct Speculation {
-    /// The answer that the client predicts, behind the end of the prompt, so that its beginning is found too; empty where
-    /// none is predicted.
-    predicted: Vec<u32>,
+    predicted: PredictedText,
     chances: [f32; MATCH_CLASSES.len()],
     counts: SpeculationCounts,
     predicted_counts: SpeculationCounts,
@@ -205,8 +231,7 @@ pub(super) struct Speculation {
 
 impl Speculation {
     pub fn new(prompt: &[u32], prediction: &[u32]) -> Self {
-        let end = &prompt[prompt.len().saturating_sub(LONGEST_MATCH)..];
-        let predicted = if prediction.is_empty() { Vec::new() } else { [end, prediction].concat() };
+        let predicted = PredictedText::new(prompt, prediction);
         let none = SpeculationCounts::default();
         Speculation { predicted, chances: FIRST_CHANCES, counts: none, predicted_counts: none }
     }
@@ -273,7 +298,7 @@ mod tests {
 
     #[test]
     fn the_longest_match_is_found_and_of_equal_ones_the_last() {
-        let found = |tokens: &[u32]| look_up(tokens, tokens).map(|found| (found.next, found.len));
+        let found = |tokens: &[u32]| look_up(tokens, tokens, 0).map(|found| (found.next, found.len));
         assert_eq!(found(&[]), None);
         assert_eq!(found(&[1]), None);
         assert_eq!(found(&[1, 2, 3, 2]), None, "one token is no match");
@@ -304,7 +329,10 @@ mod tests {
         let back = [&so_far[..], &predicted[9..12]].concat();
         assert_eq!(proposed(&back).0, predicted[12..19]);
         let end = [&so_far[..], &predicted[9..18]].concat();
-        assert_eq!(proposed(&end).0, predicted[18..], "no further than it goes");
+        let (next, counts) = proposed(&end);
+        assert_eq!(next, predicted[18..], "no further than it goes");
+        let of_prompt = proposed(&[&prompt[..], &[800], &prompt[30..35]].concat());
+        assert_eq!((of_prompt.0[0], of_prompt.1), (135, counts), "the prompt is not what was predicted");
         // Where the answer repeats itself, and more of it, that goes before.
         let own: Vec<u32> = [&prompt[..], &[9, 10, 11, 12, 70, 71, 9, 10, 11, 12]].concat();
         assert_eq!(proposed(&own).0[0], 13, "as much in common");

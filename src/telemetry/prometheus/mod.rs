@@ -138,10 +138,17 @@ fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
 
 fn decoding(text: &mut Exposition, counts: &Decoding) {
     let Decoding {
-        steps, step_requests, prefix_tokens, suspensions, proposed_tokens, accepted_tokens, ..
+        steps,
+        step_requests,
+        prefix_hits,
+        prefix_tokens,
+        suspensions,
+        proposed_tokens,
+        accepted_tokens,
     } = *counts;
     text.counter("bitnetd_decoding_steps_total", "Passes over the weights.").count(steps);
     text.counter("bitnetd_decoding_step_requests_total", "Requests in them.").count(step_requests);
+    text.counter("bitnetd_prefix_hits_total", "Prompts found in part.").count(prefix_hits);
     text.counter("bitnetd_prefix_tokens_total", "Prompt tokens found.").count(prefix_tokens);
     text.counter("bitnetd_suspensions_total", "Slots given up.").count(suspensions);
     text.counter("bitnetd_proposed_tokens_total", "Tokens looked up.").count(proposed_tokens);

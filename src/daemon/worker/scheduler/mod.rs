@@ -288,7 +288,7 @@ impl<'w> Scheduler<'w> {
     }
 
     /// The slot of the request that is suspended next, the one that was begun last, where all slots are taken. The memory
-    /// plan has place for one grammar without a slot.
+    /// plan has place for one grammar without a slot, that of a suspended request or of one that is prepared.
     fn slot_to_take(&self) -> Option<usize> {
         if self.suspended.len() >= self.active.len() || self.active.iter().any(Option::is_none) {
             return None;

@@ -254,11 +254,16 @@ impl Entities<'_> {
     }
 
     fn requests(&mut self, topics: &Topics) {
+        // Which clients' requests these are is an attribute of the entity.
+        let clients = "{{ {'clients': value_json.waiting | selectattr('waiting') | list} | tojson }}";
         self.sensor(
             "queue",
             "Waiting requests",
             "{{ value_json.requests.queued }}",
-            json!({ "unit_of_measurement": "requests", "icon": "mdi:tray-full" }),
+            json!({
+                "unit_of_measurement": "requests", "icon": "mdi:tray-full",
+                "json_attributes_topic": topics.telemetry(), "json_attributes_template": clients,
+            }),
         );
         // On a topic of its own, since most answers are over long before the next report.
         let running = json!({ "state_topic": topics.answering(), "device_class": "running" });

@@ -108,7 +108,11 @@ fn value(json: &Value) -> minijinja::Value {
 
 /// What Home Assistant makes of a component's template and a report. Its `None` is our renderer's `none`.
 fn rendered(component: &Value, report: &Value) -> String {
-    let template = component["value_template"].as_str().expect("a template");
+    rendered_of(component, "value_template", report)
+}
+
+fn rendered_of(component: &Value, key: &str, report: &Value) -> String {
+    let template = component[key].as_str().expect("a template");
     let mut environment = minijinja::Environment::new();
     // Of a key that is not there it writes a warning to its log.
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
@@ -172,6 +176,26 @@ async fn every_value_is_found_in_a_report() {
     ] {
         assert_eq!(rendered(&components[key], &alerted), value, "{key}");
     }
+}
+
+#[tokio::test]
+async fn the_clients_whose_requests_wait_are_an_attribute_of_their_number() {
+    let broker = Mosquitto::start().await;
+    let telemetry = bare();
+    let _bench = open(&broker, telemetry.clone()).await;
+    let queue = &kept(&broker).await["components"]["queue"];
+    let attributes = |telemetry: &Telemetry| -> Value {
+        let text = rendered_of(queue, "json_attributes_template", &report(telemetry));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    };
+    assert_eq!(queue["json_attributes_topic"], "bitnetd/cellar/telemetry");
+    telemetry.waiting.begun("mqtt:idle", Duration::from_secs(1));
+    assert_eq!(attributes(&telemetry), serde_json::json!({"clients": []}));
+    ["mqtt:\"a\"", "mqtt:b", "mqtt:b"].into_iter().for_each(|client| telemetry.waiting.joined(client));
+    let waits = |client: &str, waiting: u64| serde_json::json!({"client": client, "begun": 0, "waited_ms": 0, "waiting": waiting});
+    let expected = serde_json::json!({"clients": [waits("mqtt:b", 2), waits("mqtt:\"a\"", 1)]});
+    assert_eq!(attributes(&telemetry), expected);
+    assert_eq!(rendered(queue, &report(&telemetry)), "3");
 }
 
 #[tokio::test]
