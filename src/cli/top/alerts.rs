@@ -2,7 +2,7 @@
 //!
 //! Pure. A daemon that does not list its alerts is shown with their names alone.
 
-use super::render::ReportView;
+use super::report_view::ReportView;
 use serde_json::Value;
 
 /// Rows about alerts that are over; a terminal has few lines.

@@ -5,6 +5,7 @@
 
 mod alerts;
 mod render;
+mod report_view;
 mod terminal;
 
 use super::daemon_socket::{connection_lost, default_socket, no_daemon, not_bitnetd};

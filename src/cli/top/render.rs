@@ -4,6 +4,7 @@
 //! no terminal.
 
 use super::alerts;
+use super::report_view::ReportView;
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -60,27 +61,6 @@ impl Trend {
         };
         let bars: String = self.0.iter().map(|value| BARS[height(value).min(BARS.len() - 1)]).collect();
         format!(" {bars} {least:.0} to {most:.0}")
-    }
-}
-
-/// Access to a report, with unknown values as `None`.
-pub(super) struct ReportView<'a>(pub &'a Value);
-
-impl ReportView<'_> {
-    pub fn number(&self, path: &str) -> Option<f64> {
-        self.0.pointer(path)?.as_f64()
-    }
-
-    pub fn text(&self, path: &str) -> Option<&str> {
-        self.0.pointer(path)?.as_str()
-    }
-
-    fn flag(&self, path: &str) -> Option<bool> {
-        self.0.pointer(path)?.as_bool()
-    }
-
-    fn count(&self, path: &str) -> u64 {
-        self.0.pointer(path).and_then(Value::as_u64).unwrap_or(0)
     }
 }
 

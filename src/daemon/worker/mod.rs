@@ -103,7 +103,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("compute-0".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || match self.load(file, &options) {
+            .spawn(move || match self.test_and_load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
                     let fixed = engine.model().threads();
@@ -117,8 +117,6 @@ impl Worker {
                         notes: engine.notes().to_vec(),
                     };
                     drop(loaded.send(Ok(engine_info)));
-                    // Not before: it takes longer than the built-in model does to load.
-                    health::run_self_test(&self.telemetry);
                     if let Err(error) = Scheduler::new(&self, &engine, fixed).run() {
                         let _ = alive.send(error); // nobody listens once the daemon stops
                     }
@@ -130,6 +128,12 @@ impl Worker {
             Ok(Err(error)) => Err(DaemonError::Model(error)),
             Err(_) => Err(DaemonError::Setup("the worker died while it loaded the model".into())),
         }
+    }
+
+    /// Tests the kernels before they are used, then loads the model.
+    fn test_and_load(&self, file: ModelFile, options: &engine::EngineOptions) -> Result<Engine, LoadError> {
+        health::run_self_test(&self.telemetry);
+        self.load(file, options)
     }
 
     /// Loads the model on this thread, which is bound to the processors for computing, and so are the threads that

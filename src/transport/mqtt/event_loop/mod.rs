@@ -189,7 +189,9 @@ impl EventLoop {
             finished = self.answer_log.next() => self.on_disk_outcome(finished),
             () = sleep_until_due(due) => self.on_timer(Instant::now()),
             // The state is published at the beginning of the next step, too.
-            () = self.context.draining.cancelled(), if !self.is_stop_published() => {}
+            () = self.context.draining.cancelled(), if !self.published_state.is_stop_noticed => {
+                self.published_state.is_stop_noticed = true;
+            }
             () = self.context.close.cancelled(), if self.flush_deadline.is_none() => {
                 self.flush_deadline = Some(Instant::now() + self.context.flush_timeout);
                 // The disk is checked once more, before what it keeps is left to the next process.
@@ -401,7 +403,7 @@ impl EventLoop {
 
     fn on_disconnect(&mut self, disconnect: &Disconnect) {
         self.connection = None;
-        self.published_state = PublishedState::default();
+        self.published_state.disconnected();
         self.answering.disconnected();
         // Where several were requested at once, the descriptions of the home are left out first, then Home Assistant's
         // birth topics.
