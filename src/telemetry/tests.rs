@@ -218,14 +218,16 @@ fn a_report_is_one_json_object_with_null_for_the_unknown() {
 }
 
 #[test]
-fn what_the_owner_has_refused_is_no_failure_and_what_is_too_long_is_one() {
+fn what_the_owner_has_refused_is_no_failure_and_neither_is_what_is_too_long() {
     let telemetry = Telemetry::new(0);
     let failed = |code| {
         telemetry.failed(code, Duration::ZERO);
         telemetry.conditions(Instant::now(), 1).failed
     };
-    for code in [Code::RateLimited, Code::ContentFiltered, Code::ResponseFiltered, Code::Cancelled] {
+    let blameless =
+        [Code::RateLimited, Code::ContentFiltered, Code::ResponseFiltered, Code::Cancelled, Code::TooLarge];
+    for code in blameless {
         assert_eq!(failed(code), 0, "{code:?}");
     }
-    assert_eq!((failed(Code::TooLarge), telemetry.requests().refused), (1, 5));
+    assert_eq!((failed(Code::Internal), telemetry.requests().refused), (1, 6));
 }
