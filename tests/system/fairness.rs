@@ -17,7 +17,10 @@ const SLOTS: usize = 4;
 /// Settings for requests that never end by themselves.
 fn settings(more: &str) -> String {
     let budget = format!("[budget]\nthreads = 1\nmemory_mb = 512\nparallel = {SLOTS}\n");
-    format!("{}{budget}[queue]\ndepth = 1000\ntimeout_ms = 3600000\n{more}", endless())
+    format!(
+        "{}{budget}[guard]\nclear_ids = true\n[queue]\ndepth = 1000\ntimeout_ms = 3600000\n{more}",
+        endless()
+    )
 }
 
 /// Waits until the report of the daemon is as wanted.

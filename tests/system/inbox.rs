@@ -158,8 +158,12 @@ async fn prompts_that_the_disk_lost_for_good_get_an_event_at_the_stop_and_the_lo
     let mut daemon = Daemon::start(&folder, &settings).await;
     let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
     let _busy = fill_inbox(&folder, &daemon, &broker).await;
-    std::fs::remove_dir_all(folder.path("state")).expect("ours");
-    std::fs::write(folder.path("state"), "a file where the folder was").expect("ours");
+    // The daemon creates a folder that is gone again.
+    crate::until("a file is where the folder was", || {
+        std::fs::remove_dir_all(folder.path("state")).ok();
+        std::fs::write(folder.path("state"), "a file where the folder was").ok()
+    })
+    .await;
     daemon.process.terminate();
     daemon.ends_well().await;
     let log = daemon.log();

@@ -149,7 +149,7 @@ async fn several_sentences_on_one_connection_become_intents_or_a_sentence() {
     client.send(b"{\"type\":\"ping\"}\n{\"type\":\"transcript\",\"data\":{\"text\":\"turn off the office lights\"}}\n").await;
     assert_eq!(client.next().await, Some(("pong".into(), json!({}))));
     assert_eq!(client.next().await.expect("an answer").1["name"], "HassTurnOff");
-    assert!(served.daemon.log().contains("wyoming:127.0.0.1"), "{}", served.daemon.log());
+    assert!(served.daemon.log().contains(" REQUEST_ID=w1-"), "{}", served.daemon.log());
     drop(client);
     served.daemon.stop().await;
 }
