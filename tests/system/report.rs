@@ -110,9 +110,10 @@ async fn the_socket_serves_the_page_to_any_client_of_http() {
     stream.write_all(b"GET /report HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("it reads");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("to the end");
-    let head = answer.split("\r\n\r\n").next().unwrap_or_default().to_lowercase();
-    assert!(head.starts_with("http/1.1 200 ok\r\ncontent-type: text/html; charset=utf-8\r\n"), "{head}");
-    assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let head = answer.split("\r\n\r\n").next().expect("a head").to_lowercase();
+    assert!(head.contains("\r\ncontent-type: text/html; charset=utf-8"), "{head}");
+    assert!(head.contains("\r\ncontent-security-policy: default-src 'none'"), "{head}");
     daemon.stop().await;
 }
 

@@ -72,6 +72,6 @@ async fn an_idle_daemon_stops_and_leaves_nothing_of_its_socket() {
         .map(|entry| entry.expect("its entries too").file_name())
         .collect();
     left.sort();
-    // The state folder has the history.
+    // The history is in the state folder.
     assert_eq!(left, ["bitnetd.toml", "log", "state"]);
 }

@@ -72,7 +72,7 @@ columns! {
     CompletionTokens, "completion_tokens", 1.0, Sum;
     // Tokens after the first of each answer, and the milliseconds that they took: their quotient is the speed.
     DecodedTokens, "decoded_tokens", 1.0, Sum;
-    DecodeMs, "decode_ms", 1.0, Sum;
+    DecodeMs, "decode_ms", 10.0, Sum;
     TtftCount, "ttft_count", 1.0, Sum;
     TtftP50, "ttft_p50_ms", 10.0, Percentile;
     TtftP95, "ttft_p95_ms", 10.0, Percentile;

@@ -11,13 +11,16 @@ use crate::telemetry::rfc3339;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
+/// No row is longer, but for many alerts at once: so the memory of a report is taken at once, and does not grow.
+const ROW_BYTES: usize = 340;
+
 /// The summary, and the steps as rows of the columns that are named once.
 pub fn json(report: &HistoryReport) -> Vec<u8> {
     let columns: Vec<&str> = ["time"].into_iter().chain(StepColumn::ALL.iter().map(|c| c.key())).collect();
-    let head = json!({ "summary": report.summary, "columns": columns }).to_string();
+    let head = json!({ "columns": columns, "summary": report.summary }).to_string();
     // The rows are written one by one, since all of them as values would take many times their memory.
-    let mut text = head;
-    text.pop();
+    let mut text = String::with_capacity(head.len() + ROW_BYTES * report.steps.len());
+    text.push_str(head.strip_suffix('}').expect("an object"));
     text.push_str(",\"steps\":[");
     for (at, step) in report.steps.iter().enumerate() {
         let time = Value::from(rfc3339(time_of(step.minute)));
@@ -39,7 +42,8 @@ fn json_value(column: StepColumn, step: &StepRecord) -> Value {
 
 /// The steps, one a line, below a line of names; what is not known is empty.
 pub fn csv(report: &HistoryReport) -> Vec<u8> {
-    let mut text = String::from("time");
+    let mut text = String::with_capacity(ROW_BYTES * (report.steps.len() + 2));
+    text.push_str("time");
     StepColumn::ALL.iter().for_each(|column| text.extend([",", column.key()]));
     text.push('\n');
     for step in &report.steps {

@@ -35,8 +35,8 @@ const MINUTES: (u32, usize) = (1, 1440);
 /// Steps of 15 minutes: 30 days.
 const QUARTERS: (u32, usize) = (15, 2880);
 
-/// Memory of the history, in bytes: its steps (355 KiB), a copy of them while they are written or reported, and one report,
-/// whose longest form, 30 days as JSON, is 700 KiB and has twice that while it grows.
+/// Memory of the history, in bytes: its steps (355 KiB), a copy of them while they are written or reported, those that are
+/// reported, and one report, whose longest form, 30 days as JSON, takes less than 1 MiB.
 pub const HISTORY_BYTES: usize = 2 << 20;
 
 /// The longest time between two samples that counts as observed: when it is longer, the machine slept or the process was

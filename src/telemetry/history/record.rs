@@ -87,7 +87,7 @@ fn merged_value(column: StepColumn, steps: &[&StepRecord]) -> Option<f64> {
         MergeRule::Sum => known().reduce(|sum, value| sum + value),
         MergeRule::Min => known().reduce(f64::min),
         MergeRule::Max => known().reduce(f64::max),
-        MergeRule::Last => known().last(),
+        MergeRule::Last => known().next_back(),
         MergeRule::Bits => {
             Some(f64::from(steps.iter().fold(0, |bits, step| bits | step.codes[column as usize])))
         }

@@ -322,7 +322,7 @@ fn alerts(steps: &[StepRecord], step_minutes: u32) -> Vec<AlertSummary> {
     let raised = |at: usize| steps.iter().filter(move |step| step.count(C::AlertBits) as u16 >> at & 1 == 1);
     let of_kind = |(at, kind): (usize, Kind)| {
         let begin = |step: &StepRecord| rfc3339(time_of(step.minute));
-        let (first, last) = (raised(at).next()?, raised(at).last()?);
+        let (first, last) = (raised(at).next()?, raised(at).next_back()?);
         Some(AlertSummary {
             kind: kind.name(),
             minutes: raised(at).count() as u32 * step_minutes,

@@ -6,7 +6,6 @@ use super::summary::{HistoryReport, HistorySummary, LatencySummary, ReadingSprea
 use super::time_of;
 use jiff::tz::TimeZone;
 use std::fmt::Write;
-use std::time::SystemTime;
 
 /// The report; times are those of `zone`.
 pub fn text(report: &HistoryReport, zone: &TimeZone) -> String {
@@ -132,8 +131,7 @@ pub(super) fn period(report: &HistoryReport, zone: &TimeZone) -> String {
 
 /// A minute since 1970 in the time of a zone, as strftime writes it.
 pub(super) fn local(minute: u32, zone: &TimeZone, format: &str) -> String {
-    let time = SystemTime::from(time_of(minute));
-    let stamp = jiff::Timestamp::try_from(time).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let stamp = jiff::Timestamp::try_from(time_of(minute)).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     stamp.to_zoned_datetime(zone.clone()).strftime(format).to_string()
 }
 
