@@ -1,11 +1,11 @@
 //! bitnetd: a daemon that runs a ternary language model on a small device and answers over MQTT and a Unix socket.
 //!
 //! ```text
-//!  unix  http  mqtt  wyoming ── protocol ──> Inbound ──> admission ──> scheduler ══> engine session:
-//!    ^                           │ (1) reply sender <── Event per token ─┐    prefill > step* (one pass a step for all)
-//!    └───── (2) cancel flag: client gone, deadline, drain ───────────────┼──> checked at every step
-//!  sensors ──(3) read-only host snapshot                                 │
-//!  telemetry <── worker folds timings and energy ────────────────────────┘
+//!  unix  http  mqtt  wyoming ── protocol ──> Inbound ──> guard ──> admission ──> scheduler ══> engine session:
+//!    ^                           │ (1) reply sender <── Event per token ────────────┐    prefill > step* (one pass a step
+//!    └───── (2) cancel flag: client gone, deadline, drain ──────────────────────────┼──> checked at every step    for all)
+//!  sensors ──(3) read-only host snapshot                                            │
+//!  telemetry <── worker folds timings and energy ───────────────────────────────────┘
 //! ```
 //!
 //! Imports run one way, from left to right. At run time exactly the three numbered things come back, and the few
@@ -15,6 +15,7 @@
 //! - [`external_text`]: byte-order marks and duplicate keys, for every module that reads text from outside.
 //! - [`random`]: pseudo-random numbers that are the same on every machine, for synthetic models and tests.
 //! - [`config`]: checked settings. [`protocol`]: requests and events. Both are plain data.
+//! - [`guard`]: what a client may ask, and how often.
 //! - [`home`]: the names of the home, and the grammar of the answers that it allows.
 //! - [`telemetry`]: sensors, counters, latencies, energy, alerts and the log.
 //! - [`transport`]: the MQTT, Unix-socket and Wyoming front ends. They know nothing of the engine.
@@ -31,6 +32,7 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod external_text;
+pub mod guard;
 pub mod home;
 pub mod protocol;
 pub mod random;

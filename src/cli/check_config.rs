@@ -1,24 +1,87 @@
-//! `bitnetd check-config`: checks a configuration file, and the file of names that it names. Deliberately starts nothing.
+//! `bitnetd check-config`: checks a configuration file, and the files of names and patterns that it names. Deliberately starts nothing.
 
 use super::{Failure, host, print};
-use crate::config::Config;
-use crate::home;
+use crate::config::{self, Config};
+use crate::protocol::text::for_terminal;
+use crate::{guard, home};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+
+/// Every key with its default, in its order.
+const REFERENCE: &str = include_str!("../../config/bitnetd.toml");
 
 /// Say what is wrong with a configuration, and where
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct CheckConfig {
+    /// Print every key with its value and where the value comes from: the file, the profile, this machine or the default
+    #[arg(long)]
+    explain: bool,
     /// The TOML file
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
 
 pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
-    match Config::load(&args.file, &host::host()) {
-        Ok(config) => match config.home.file.as_deref().map(home::file::load) {
-            Some(Err(error)) => Err(Failure::usage(format!("{}: {error}", args.file.display()))),
-            Some(Ok(_)) | None => print(format!("{}: sound\n", args.file.display()).as_bytes()),
-        },
-        Err(error) => Err(Failure::usage(error.to_string())),
+    let config =
+        Config::load(&args.file, &host::host()).map_err(|error| Failure::usage(error.to_string()))?;
+    let wrong = |error: String| Failure::usage(format!("{}: {error}", args.file.display()));
+    config.home.file.as_deref().map(home::file::load).transpose().map_err(wrong)?;
+    config.guard.filter_file.as_deref().map(guard::filter::load).transpose().map_err(wrong)?;
+    if !args.explain {
+        return print(format!("{}: sound\n", args.file.display()).as_bytes());
+    }
+    let text = config::read_text(&args.file)
+        .map_err(|why| Failure::usage(format!("{}: {why}", args.file.display())))?;
+    print(for_terminal(&explain(&config, &text)).as_bytes())
+}
+
+/// One line for each key of the reference file.
+fn explain(config: &Config, text: &str) -> String {
+    // It was parsed before.
+    let written = text.trim_start_matches('\u{feff}').parse::<toml::Table>().unwrap_or_default();
+    let of_file = |section: &str, key: &str| match section {
+        "" => written.get(key),
+        _ => written.get(section)?.get(key),
+    };
+    let mut explained = String::new();
+    let (mut section, mut seen) = (String::new(), BTreeSet::new());
+    for line in REFERENCE.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+            continue;
+        }
+        let is_example = line.starts_with('#');
+        let Some((key, default)) = line.trim_start_matches('#').split_once(" = ") else { continue };
+        let name = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
+        if line.starts_with("# ") || !seen.insert(name.clone()) {
+            continue;
+        }
+        let (value, source) = match (of_file(&section, key), chosen(config, &name)) {
+            (Some(value), _) => (value.to_string(), "the file".to_owned()),
+            (None, Some(chosen)) => chosen,
+            (None, None) if is_example => ("none".to_owned(), "default".to_owned()),
+            (None, None) => (default.to_owned(), "default".to_owned()),
+        };
+        explained += &format!("{name} = {value}  # {source}\n");
+    }
+    explained
+}
+
+/// The value of a key that the file leaves out, where the profile or this machine chooses it; and which of the two.
+fn chosen(config: &Config, name: &str) -> Option<(String, String)> {
+    let machine = || "this machine".to_owned();
+    let source = || config.profile.map_or_else(machine, |profile| format!("profile {}", profile.name()));
+    match (name, config.profile) {
+        ("budget.threads", _) => Some((config.budget.threads.to_string(), source())),
+        ("budget.memory_mb", _) => Some(((config.budget.memory_bytes >> 20).to_string(), source())),
+        ("queue.depth", Some(_)) => Some((config.queue.depth.to_string(), source())),
+        ("model.context", Some(profile)) if profile.most_context() < usize::MAX => {
+            Some((format!("the model's own, at most {}", profile.most_context()), source()))
+        }
+        ("budget.parallel", Some(profile)) => {
+            Some((format!("as many as fit, at most {}", profile.most_parallel()), source()))
+        }
+        ("device.id", _) => Some((format!("{:?}", config.device.id), machine())),
+        _ => None,
     }
 }

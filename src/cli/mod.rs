@@ -9,9 +9,11 @@ mod daemon_socket;
 mod demo;
 mod doctor;
 mod generate;
+mod health;
 mod host;
 mod inspect;
 mod model_args;
+mod report;
 mod schema_file;
 mod serve;
 mod tools;
@@ -25,12 +27,12 @@ use clap::{Parser, Subcommand};
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read, Write};
-use tools::{bench, convert, logits, perplexity, tokenize};
+use tools::{bench, convert, eval, logits, perplexity, tokenize};
 
 /// Why a command failed, in one line, and its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// 1 the system refused something, 2 wrong usage or configuration, 3 the model cannot be used, 4 no daemon
+    /// 1 the system refused something, or the daemon is degraded, 2 wrong usage or configuration, 3 the model cannot be used, 4 no daemon
     /// answers, 5 the request was refused.
     pub code: u8,
     /// One line that names the place and a remedy.
@@ -86,8 +88,11 @@ enum Command {
     Logits(logits::Logits),
     Convert(convert::Convert),
     Perplexity(perplexity::PerplexityArgs),
+    Eval(eval::Eval),
     Doctor(doctor::Doctor),
     Top(top::Top),
+    Report(report::ReportArgs),
+    Health(health::HealthArgs),
     CheckConfig(check_config::CheckConfig),
 }
 
@@ -109,8 +114,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         Command::Logits(args) => logits::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Perplexity(args) => perplexity::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Top(args) => top::run(args),
+        Command::Report(args) => report::run(args),
+        Command::Health(args) => health::run(args),
         Command::CheckConfig(args) => check_config::run(args),
     }
 }

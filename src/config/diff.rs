@@ -97,6 +97,7 @@ const KEYS: &[Key] = &[
     at_restart!("model.path", |config| config.model.path),
     at_restart!("model.context", |config| config.model.context),
     at_restart!("model.i2s_layout", |config| config.model.i2s_layout),
+    at_restart!("profile", |config| config.profile),
     at_restart!("model.head", |config| config.model.head),
     at_restart!("model.kv_cache", |config| config.model.kv_cache),
     at_restart!("model.chat_template", |config| config.model.chat_template),
@@ -149,6 +150,18 @@ const KEYS: &[Key] = &[
     live!("home.file", home.file),
     live!("defaults.speculate", defaults.speculate),
     live!("cache.scope", cache.scope),
+    live!("governor.target_c", governor.target_c),
+    live!("governor.limit_watts", governor.limit_watts),
+    live!("governor.quiet_hours", governor.quiet_hours),
+    live!("governor.on_battery", governor.on_battery),
+    live!("governor.reduced_percent", governor.reduced_percent),
+    live!("guard.requests_per_minute", guard.requests_per_minute),
+    live!("guard.max_prompt_bytes", guard.max_prompt_bytes),
+    live!("guard.max_prompt_tokens", guard.max_prompt_tokens),
+    live!("guard.max_output_tokens", guard.max_output_tokens),
+    live!("guard.control_characters", guard.control_characters),
+    live!("guard.filter_file", guard.filter_file),
+    live!("guard.clear_ids", guard.clear_ids),
     live!("telemetry.interval_s", telemetry.interval),
     // Energy that was counted with one estimate cannot be continued with another.
     at_restart!("telemetry.idle_watts", |config| config.telemetry.board_watts.map(|watts| watts.idle)),
@@ -167,6 +180,8 @@ const KEYS: &[Key] = &[
     live!("alerts.broker_link_s", alerts.broker_link_s),
     live!("alerts.subscription", alerts.subscription),
     live!("alerts.storage", alerts.storage),
+    // The memory plan depends on it.
+    at_restart!("history.enabled", |config| config.history.is_enabled),
     live!("log.level", log.level),
 ];
 
@@ -187,6 +202,7 @@ mod tests {
 
     /// Every key there is with a value that is neither its default nor `BEFORE`'s.
     const AFTER: &str = r#"
+        profile = "mobile"
         device = { id = "attic", state_dir = "" }
         model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", chat_template = "file", cache_dir = "/c", warm_up = false }
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, parallel = 3, pin = true }
@@ -197,7 +213,10 @@ mod tests {
         home = { enabled = true, constrain = false, file = "/h.toml" }
         defaults.speculate = false
         cache = { scope = "all", disk_mb = 5 }
+        governor = { target_c = 70, limit_watts = 5, quiet_hours = "22:00-07:00", on_battery = true, reduced_percent = 30 }
+        guard = { requests_per_minute = 60, max_prompt_bytes = 4096, max_prompt_tokens = 9, max_output_tokens = 8, control_characters = "refuse", filter_file = "/f", clear_ids = true }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
+        history.enabled = false
         log.level = "warn"
         [alerts]
         hold_s = 1
@@ -249,6 +268,7 @@ mod tests {
                 && !line.starts_with("# ")
             {
                 let key = format!("{section}.{key}");
+                let key = key.trim_start_matches('.').to_owned();
                 assert!(named.contains(&key.as_str()), "{key}");
             }
         }
@@ -268,6 +288,18 @@ mod tests {
             "home.file",
             "defaults.speculate",
             "cache.scope",
+            "governor.target_c",
+            "governor.limit_watts",
+            "governor.quiet_hours",
+            "governor.on_battery",
+            "governor.reduced_percent",
+            "guard.requests_per_minute",
+            "guard.max_prompt_bytes",
+            "guard.max_prompt_tokens",
+            "guard.max_output_tokens",
+            "guard.control_characters",
+            "guard.filter_file",
+            "guard.clear_ids",
             "telemetry.interval_s",
             "telemetry.textfile",
             "log.level",

@@ -7,10 +7,15 @@
 mod alerts;
 mod broker;
 mod diff;
+mod governor;
+mod guard;
 mod home;
 mod http;
 mod key_error;
+mod key_values;
 mod listen;
+mod log;
+mod profile;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -19,7 +24,10 @@ mod toml_schema;
 
 pub use alerts::Alerts;
 pub use diff::ConfigDiff;
+pub use governor::{DailyHours, Governor};
+pub use guard::{ControlCharacters, Guard};
 pub use http::{Http, is_loopback};
+pub use profile::Profile;
 
 use crate::external_text::utf8;
 use std::fmt;
@@ -36,6 +44,8 @@ pub const DEFAULT_FILE: &str = "/etc/bitnetd/bitnetd.toml";
 /// All settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// `profile`; its values are in the settings already, except those that depend on the model.
+    pub profile: Option<Profile>,
     /// `[device]`
     pub device: Device,
     /// `[model]`
@@ -58,10 +68,16 @@ pub struct Config {
     pub defaults: Defaults,
     /// `[cache]`
     pub cache: Cache,
+    /// `[governor]`
+    pub governor: Governor,
+    /// `[guard]`
+    pub guard: Guard,
     /// `[telemetry]`
     pub telemetry: Telemetry,
     /// `[alerts]`
     pub alerts: Alerts,
+    /// `[history]`
+    pub history: History,
     /// `[log]`
     pub log: Log,
 }
@@ -322,6 +338,13 @@ pub struct BoardWatts {
     pub idle: f64,
     /// With all processors busy; more than `idle`.
     pub full: f64,
+}
+
+/// The history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct History {
+    /// Whether it is observed, and written to the state folder.
+    pub is_enabled: bool,
 }
 
 /// The log.

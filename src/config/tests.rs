@@ -28,6 +28,16 @@ fn an_empty_file_is_the_defaults() {
 }
 
 #[test]
+fn the_example_for_production_has_its_thresholds() {
+    let text = include_str!("../../config/production.toml");
+    let config = Config::parse(text, "production.toml", &host()).expect("sound");
+    let Alerts { cpu_percent, tokens_per_second, error_percent, ttft_ms, .. } = config.alerts;
+    assert_eq!(config.budget.memory_bytes, 1024 << 20);
+    assert_eq!((cpu_percent, tokens_per_second), (Some(80.0), Some(5.0)));
+    assert_eq!((error_percent, ttft_ms), (Some(5.0), Some(5000.0)));
+}
+
+#[test]
 fn the_reference_file_has_the_defaults() {
     let text = include_str!("../../config/bitnetd.toml");
     let config = Config::parse(text, "bitnetd.toml", &host()).expect("sound");

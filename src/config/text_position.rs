@@ -14,7 +14,8 @@ pub(super) fn key_on(text: &str, line: usize) -> Option<(&str, &str)> {
 
 /// The line where a key of a section is set; that of the section's header where the key is missing.
 pub(super) fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
-    let mut within = false;
+    // Keys without a section stand before the first one.
+    let mut within = section.is_empty();
     let mut header = None;
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();

@@ -9,7 +9,6 @@ use crate::config;
 use crate::protocol::{Code, Priority, Refusal};
 use crate::transport::fair_queue::FairQueue;
 use crate::transport::{Inbound, WhenFull};
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// A request that waits.
@@ -229,15 +228,6 @@ impl Admission {
         self.waiting.len()
     }
 
-    /// How many requests of each client wait, by the name of the client.
-    pub fn waiting_by_client(&self) -> HashMap<&str, usize> {
-        let mut by_client = HashMap::new();
-        for job in self.waiting.iter() {
-            *by_client.entry(job.inbound.client.as_str()).or_default() += 1;
-        }
-        by_client
-    }
-
     pub fn is_closed(&self) -> bool {
         self.closed
     }
@@ -282,6 +272,7 @@ mod tests {
             client: "test".into(),
             cache_key: "test".into(),
             queue_key: "test".into(),
+            limit_key: "test".into(),
             when_full: WhenFull::Refuse,
             received: now,
             reply,

@@ -7,7 +7,7 @@ use crate::engine::Footprint;
 use crate::engine::model::KV_BLOCK;
 use crate::home;
 use crate::protocol::json;
-use crate::telemetry::sensors;
+use crate::telemetry::{history, sensors};
 use crate::transport::{http, mqtt, unix, wyoming};
 use std::fmt;
 use std::path::Path;
@@ -69,6 +69,8 @@ pub struct ClientMemory {
     pub link: usize,
     /// The names of the home; 0 without them.
     pub home: usize,
+    /// The history and a report of it; 0 without one.
+    pub history: usize,
 }
 
 /// The interfaces that are served over TCP.
@@ -108,6 +110,7 @@ impl ClientMemory {
         let clients = Self::estimate(config.queue.depth, &connections, link);
         ClientMemory {
             home: if config.home.is_enabled { home::HOME_BYTES } else { 0 },
+            history: if config.history.is_enabled { history::HISTORY_BYTES } else { 0 },
             http: http::BODY_FACTOR * config.http.body_bytes,
             http_least: http::BODY_FACTOR * config.http.least_body_bytes,
             ..clients
@@ -130,11 +133,12 @@ impl ClientMemory {
             http: 0,
             http_least: 0,
             home: 0,
+            history: 0,
         }
     }
 
     fn total(&self) -> usize {
-        self.connections + self.http + self.queue + self.link + self.home
+        self.connections + self.http + self.queue + self.link + self.home + self.history
     }
 }
 
@@ -192,7 +196,7 @@ impl MemoryPlan {
         }
         // Structured output and long bodies of calls come before a longer context, but not before the model itself.
         let left = budget.bytes - plan.total();
-        let left = left.checked_sub(footprint.grammar).unwrap_or(left);
+        let left = left.checked_sub(plan.structured_output()).unwrap_or(left);
         plan.clients.http += left.min(most_http - plan.clients.http);
         let left = left - (plan.clients.http - clients.http_least);
         let more = left / footprint.cache_per_token.saturating_mul(plan.parallel).max(1);
@@ -205,14 +209,28 @@ impl MemoryPlan {
 
     /// Plans as many requests at the same time as fit.
     fn add_sequences(&mut self) {
-        let with_grammar = |plan: &Self| plan.total().saturating_add(plan.footprint.grammar);
         while self.parallel < DEFAULT_PARALLEL {
             let more = MemoryPlan { parallel: self.parallel + 1, ..self.clone() };
-            if with_grammar(&more) > self.budget.bytes {
+            if more.total_with_structured_output() > self.budget.bytes {
                 return;
             }
             *self = more;
         }
+    }
+
+    /// The most grammars at work at the same time: one for each answer, and one for a request that is prepared or was
+    /// suspended, of which the worker keeps one at most.
+    pub fn grammars(&self) -> usize {
+        self.parallel + 1
+    }
+
+    /// What structured output takes where all answers have a grammar.
+    pub fn structured_output(&self) -> usize {
+        self.footprint.structured_output(self.grammars())
+    }
+
+    fn total_with_structured_output(&self) -> usize {
+        self.total().saturating_add(self.structured_output())
     }
 
     /// Tokens of the KV cache, for all requests that are answered at the same time.
@@ -232,12 +250,12 @@ impl MemoryPlan {
 
     /// Why structured output is refused: with its memory the plan exceeds the budget. `None` where it fits.
     pub fn unplanned_grammar(&self) -> Option<String> {
-        let total = self.total().saturating_add(self.footprint.grammar);
+        let total = self.total_with_structured_output();
         (total > self.budget.bytes).then(|| {
             format!(
                 "structured output takes {} MiB more, with which the memory plan has {} of {} MiB; allow more \
-                 in budget.memory_mb, or a shorter model.context",
-                Mebibytes(self.footprint.grammar),
+                 in budget.memory_mb, or a shorter model.context, or a smaller budget.parallel",
+                Mebibytes(self.structured_output()),
                 Mebibytes(total),
                 Mebibytes(self.budget.bytes)
             )
@@ -281,7 +299,7 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             "memory plan: weights {} + repacked {} + KV cache {} ({together}{} tokens) + scratch {} + tokenizer {} + \
-             connections {} + HTTP {} + queue {} + broker link {} + home {} + daemon {} + reserve {} = {} of {} MiB",
+             connections {} + HTTP {} + queue {} + broker link {} + home {} + history {} + daemon {} + reserve {} = {} of {} MiB",
             Mebibytes(mapped),
             Mebibytes(copied),
             Mebibytes(self.footprint.cache_bytes(self.context).saturating_mul(self.parallel)),
@@ -293,16 +311,16 @@ impl fmt::Display for MemoryPlan {
             Mebibytes(self.clients.queue),
             Mebibytes(self.clients.link),
             Mebibytes(self.clients.home),
+            Mebibytes(self.clients.history),
             Mebibytes(DAEMON_BYTES),
             Mebibytes(self.reserve()),
             Mebibytes(self.total()),
             Mebibytes(self.budget.bytes)
         )?;
+        let structured_output = Mebibytes(self.structured_output());
         match self.unplanned_grammar() {
-            None => write!(f, "; structured output {} more", Mebibytes(self.footprint.grammar))?,
-            Some(_) => {
-                write!(f, "; no structured output, which takes {} more", Mebibytes(self.footprint.grammar))?
-            }
+            None => write!(f, "; structured output {structured_output} more")?,
+            Some(_) => write!(f, "; no structured output, which takes {structured_output} more")?,
         }
         if self.context < self.wanted_context {
             write!(f, "; context shortened from {}", self.wanted_context)?;
@@ -343,11 +361,19 @@ mod tests {
         scratch: 1 << 20,
         per_sequence: 0,
         tokenizer: 1 << 20,
-        grammar: 0,
+        token_trie: 0,
+        per_grammar: 0,
     };
 
-    const CLIENTS: ClientMemory =
-        ClientMemory { connections: 3 << 20, queue: 1 << 20, link: 2 << 20, http: 0, http_least: 0, home: 0 };
+    const CLIENTS: ClientMemory = ClientMemory {
+        connections: 3 << 20,
+        queue: 1 << 20,
+        link: 2 << 20,
+        http: 0,
+        http_least: 0,
+        home: 0,
+        history: 0,
+    };
 
     fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, Box<TooLarge>> {
         MemoryPlan::make(
@@ -427,6 +453,28 @@ mod tests {
         assert!(planned(Some(16), 1000).is_err());
         let text = planned(Some(3), 2000).expect("fits").to_string();
         assert!(text.contains("KV cache 192.0 (3 times 64 tokens)"), "{text}");
+    }
+
+    #[test]
+    fn structured_output_is_planned_with_a_grammar_for_each_answer_and_one_more() {
+        let model = Footprint { token_trie: 20 << 20, per_grammar: 4 << 20, ..MODEL };
+        let budget = |mb: usize| MemoryBudget { bytes: mb << 20, is_cgroup_limit: false };
+        let planned = |parallel, mb| MemoryPlan::make(&model, 64, Some(64), parallel, CLIENTS, budget(mb));
+        for parallel in [1, 4, 16] {
+            // The smallest budget with structured output has it for all answers at the same time.
+            let unplanned = |mb| planned(Some(parallel), mb).map(|plan| plan.unplanned_grammar());
+            let least = (1..4000).find(|mb| unplanned(*mb) == Ok(None)).expect("some budget is enough");
+            let plan = planned(Some(parallel), least).expect("it fits");
+            assert_eq!(plan.structured_output(), (20 + 4 * (parallel + 1)) << 20);
+            assert!(plan.total() + plan.structured_output() <= least << 20, "{plan}");
+            let refusal = unplanned(least - 1).expect("the model fits").expect("structured output does not");
+            let takes = format!("structured output takes {}.0 MiB more", 20 + 4 * (parallel + 1));
+            assert!(refusal.starts_with(&takes) && refusal.contains("budget.parallel"), "{refusal}");
+        }
+        // By default there are no more answers at the same time than structured output has place for.
+        let plans: Vec<_> = (1..2000).flat_map(|mb| planned(None, mb)).collect();
+        assert_eq!(plans.last().map(|plan| plan.parallel), Some(4));
+        assert!(plans.iter().all(|plan| plan.parallel == 1 || plan.unplanned_grammar().is_none()));
     }
 
     #[test]

@@ -5,8 +5,12 @@
 
 mod admission;
 mod answer_cache;
+mod client_key;
 mod client_shares;
 mod commands;
+mod governor;
+mod health;
+mod history_keeper;
 mod home;
 mod home_intent;
 mod listeners;
@@ -19,6 +23,7 @@ mod reload;
 mod report_schedule;
 mod reporter;
 mod running;
+mod shared_guard;
 mod signals;
 mod structured;
 mod systemd;
@@ -28,7 +33,7 @@ mod worker;
 pub use memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, ServedOverTcp, TooLarge};
 pub use reload::ReadConfig;
 
-use crate::config::{Config, Head, I2sLayout, KvCachePrecision};
+use crate::config::{Config, Head, I2sLayout, KvCachePrecision, Profile};
 use crate::engine::description::ModelDescription;
 use crate::engine::error::LoadError;
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
@@ -42,6 +47,8 @@ use crate::telemetry::{About, Telemetry};
 use crate::transport::mqtt::{self, HomeAssistantInfo};
 use crate::transport::{Command, Heartbeat, Inbound};
 use crate::transport::{http, unix, wyoming};
+use health::FaultDetector;
+use history_keeper::HistoryKeeper;
 use home_intent::HomeIntents;
 use listeners::Listeners;
 use local_interfaces::{LocalInterfaces, StopTokens};
@@ -130,14 +137,16 @@ pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, Memory
     let file = file.map_err(DaemonError::Model)?;
     let footprint = file.footprint();
     let (clients, allowed) = (ClientMemory::of(config, serves), MemoryBudget::of_config(config));
-    let plan = MemoryPlan::make(
-        &footprint,
-        file.shape().context,
-        config.model.context,
-        config.budget.parallel,
-        clients,
-        allowed,
-    );
+    let most_context = config.profile.map_or(usize::MAX, Profile::most_context);
+    let most_parallel = config.profile.map_or(usize::MAX, Profile::most_parallel);
+    let plan = |parallel| {
+        let own_context = file.shape().context.min(most_context);
+        MemoryPlan::make(&footprint, own_context, config.model.context, parallel, clients, allowed)
+    };
+    let plan = plan(config.budget.parallel).and_then(|automatic| {
+        let is_too_many = config.budget.parallel.is_none() && automatic.parallel > most_parallel;
+        if is_too_many { plan(Some(most_parallel)) } else { Ok(automatic) }
+    });
     plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
 }
 
@@ -164,6 +173,7 @@ pub async fn run(
     let mut signals = Signals::listen()
         .map_err(|error| DaemonError::Setup(format!("signal handlers cannot be installed: {error}")))?;
     let telemetry = Arc::new(configured_telemetry(&config, &plan));
+    let history = HistoryKeeper::begin(&config, &telemetry);
     let stop = StopTokens { draining: stop, close: CancellationToken::new() };
     let card = model_card(&file, plan.context).map_err(DaemonError::Model)?;
     let listeners = Listeners::open(passed, &config)?;
@@ -172,6 +182,8 @@ pub async fn run(
     let sensors = Arc::new(Mutex::new(sensors));
     let home = home::configured(&config).map_err(DaemonError::Setup)?;
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
+    queue.guard.use_stored_key(config.device.state_dir.as_deref());
+    queue.guard.read_filter(&config.guard).map_err(DaemonError::Setup)?;
     let worker = Worker {
         intents: HomeIntents { home: home.clone(), is_built_in: config.model.path.is_none() },
         queue: Arc::clone(&queue),
@@ -206,7 +218,7 @@ pub async fn run(
     let settings = LiveSettings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
     let settings = LiveSettings { home, ..settings };
     let heartbeat = Heartbeat::default();
-    let mut daemon = Daemon { settings, telemetry, sensors, queue, stop, heartbeat };
+    let mut daemon = Daemon { settings, telemetry, sensors, queue, history, stop, heartbeat };
     log_ready(&engine_info, daemon.settings.running.budget.threads, &interfaces.addresses);
     let outcome = daemon.serve(interfaces, signals, ended, &engine_info, &plan, ready).await;
     outcome.and(join_worker(handle).await)
@@ -235,6 +247,7 @@ fn configured_telemetry(config: &Config, plan: &MemoryPlan) -> Telemetry {
     let telemetry = Telemetry::new(plan.budget.bytes as u64);
     telemetry.set_alert_rules(config.alerts.clone());
     telemetry.set_planned_memory(plan.used(), plan.reserve());
+    telemetry.health.set_queue_depth(config.queue.depth);
     telemetry.set_configured_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
     telemetry
 }
@@ -276,6 +289,8 @@ struct Daemon {
     telemetry: Arc<Telemetry>,
     sensors: Arc<Mutex<Sensors>>,
     queue: Arc<Queue>,
+    /// `None` where no history is stored.
+    history: Option<Arc<HistoryKeeper>>,
     stop: StopTokens,
     /// The heartbeat of the broker link's event loop.
     heartbeat: Heartbeat,
@@ -313,6 +328,9 @@ impl Daemon {
             report_now,
         ));
         background.spawn(admit(prompt_rx, Arc::clone(&self.queue), Arc::clone(&self.telemetry)));
+        if let Some(history) = &self.history {
+            background.spawn(Arc::clone(history).run());
+        }
         loaded.cancel();
         systemd::ready(&engine_info.model);
         let _ = ready.send(()); // the receiver may be gone
@@ -322,6 +340,9 @@ impl Daemon {
             if let Err(error) = ended {
                 error!("a transport failed: {error}");
             }
+        }
+        if let Some(history) = &self.history {
+            history.finish().await;
         }
         info!("stopped");
         fault.map_or(Ok(()), |message| Err(DaemonError::Setup(message)))
@@ -350,6 +371,8 @@ impl Daemon {
             alerts,
             report_now: Arc::clone(report_now),
             queue_depth: self.settings.running.queue.depth,
+            governor: Arc::clone(&self.settings.governor),
+            faults: Mutex::new(FaultDetector::new(Instant::now())),
         });
         let exporter = TextfileExporter::new(self.settings.textfile.subscribe());
         let interval = self.settings.interval.subscribe();
@@ -516,6 +539,7 @@ mod tests {
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,
+            history: None,
             stop: StopTokens { draining: CancellationToken::new(), close: CancellationToken::new() },
             heartbeat: Heartbeat::default(),
         }

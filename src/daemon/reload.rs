@@ -3,14 +3,15 @@
 //!
 //! Deliberately knows no file: its owner passes in how the configuration is read.
 
-use super::home;
+use super::governor::EffortGovernor;
 use super::queue::Queue;
+use super::{home, locked};
 use crate::config::{Config, ConfigDiff};
 use crate::home::SharedHome;
 use crate::telemetry::{self, Telemetry};
 use log::{error, info, warn};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -27,6 +28,7 @@ pub(super) struct LiveSettings {
     pub textfile: watch::Sender<Option<PathBuf>>,
     /// `None` where no names of the home are read.
     pub home: Option<Arc<SharedHome>>,
+    pub governor: Arc<Mutex<EffortGovernor>>,
 }
 
 impl LiveSettings {
@@ -34,7 +36,18 @@ impl LiveSettings {
     pub fn new(running: Config, reread: ReadConfig, queue: Arc<Queue>, telemetry: Arc<Telemetry>) -> Self {
         let (interval, _) = watch::channel(running.telemetry.interval);
         let (textfile, _) = watch::channel(running.telemetry.textfile.clone());
-        LiveSettings { running, read_config: reread, queue, telemetry, interval, textfile, home: None }
+        let governor = EffortGovernor::new(running.governor.clone(), running.budget.threads);
+        let governor = Arc::new(Mutex::new(governor));
+        LiveSettings {
+            running,
+            read_config: reread,
+            queue,
+            telemetry,
+            interval,
+            textfile,
+            home: None,
+            governor,
+        }
     }
 
     /// Applies what changed. An invalid configuration changes nothing.
@@ -49,11 +62,13 @@ impl LiveSettings {
         let changes = self.running.diff(wanted);
         self.running.adopt(wanted);
         self.queue.adopt(wanted);
+        self.queue.guard.reload_filter(&wanted.guard);
         publish(&self.interval, &wanted.telemetry.interval);
         publish(&self.textfile, &wanted.telemetry.textfile);
         if let Some(names) = &self.home {
             home::reload(names, &wanted.home);
         }
+        locked(&self.governor).adopt(&wanted.governor);
         self.telemetry.set_alert_rules(wanted.alerts.clone());
         telemetry::log::set_level(wanted.log.level);
         if changes.at_restart.is_empty() {

@@ -3,6 +3,8 @@
 //!
 //! Deliberately knows no engine: what it reports of the model is passed in.
 
+use super::governor::EffortGovernor;
+use super::health::{FaultDetector, HealthSample};
 use super::locked;
 use super::memory_plan::MemoryPlan;
 use super::queue::Queue;
@@ -13,7 +15,7 @@ use crate::config::Config;
 use crate::protocol::MqttLink;
 use crate::telemetry::alerts::Alert;
 use crate::telemetry::sensors::{self, Sensors};
-use crate::telemetry::{self, Telemetry};
+use crate::telemetry::{self, Fault, Telemetry};
 use log::warn;
 use serde::Serialize;
 use std::path::Path;
@@ -63,7 +65,7 @@ pub(super) fn info_payload(config: &Config, engine_info: &EngineInfo, plan: &Mem
     serde_json::to_vec(&info).expect("strings and numbers")
 }
 
-/// Samples the host, the queue and the broker link periodically for the telemetry.
+/// Samples the host and the broker link periodically for the telemetry, which counts requests itself.
 pub(super) struct HostSampler {
     pub sensors: Arc<Mutex<Sensors>>,
     pub telemetry: Arc<Telemetry>,
@@ -75,6 +77,8 @@ pub(super) struct HostSampler {
     pub report_now: Arc<Notify>,
     /// The queue's depth.
     pub queue_depth: usize,
+    pub governor: Arc<Mutex<EffortGovernor>>,
+    pub faults: Mutex<FaultDetector>,
 }
 
 impl HostSampler {
@@ -83,7 +87,10 @@ impl HostSampler {
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = interval.tick() => self.sample(Instant::now()),
+                _ = interval.tick() => {
+                    self.sample(Instant::now());
+                    self.govern();
+                }
                 () = self.computing() => self.sample_power(Instant::now()),
             }
         }
@@ -107,15 +114,40 @@ impl HostSampler {
     fn sample(&self, now: Instant) {
         let host = locked(&self.sensors).read(now);
         self.telemetry.observe(now, host);
-        self.queue.record_level();
         if let Some(link) = &self.link {
             self.telemetry.set_link(link.borrow().clone());
+        }
+        if self.telemetry.health.set_faults(self.find_faults(now)) {
+            self.report_now.notify_one();
         }
         for alert in self.telemetry.evaluate_alerts(now, self.queue_depth) {
             telemetry::write_alert(&alert);
             self.report_now.notify_one();
             self.forward_alert(alert);
         }
+        self.telemetry.record_history(now, SystemTime::now());
+    }
+
+    fn govern(&self) {
+        let time = jiff::ZonedDateTime::now().time();
+        let minute = 60 * time.hour() as u16 + time.minute() as u16;
+        let (host, is_computing) = (self.telemetry.host(), self.queue.running.is_running());
+        let state = locked(&self.governor).control(&host, minute, is_computing, &self.queue.worker);
+        self.telemetry.set_governor(state);
+    }
+
+    fn find_faults(&self, now: Instant) -> Vec<Fault> {
+        let (waiting, running) = self.queue.level();
+        let sample = HealthSample {
+            steps: self.queue.worker.steps(),
+            is_busy: waiting + running > 0,
+            is_memory_short: self.queue.memory.is_short(),
+            is_unsubscribed: self.link.as_ref().is_some_and(|link| {
+                let link = link.borrow();
+                link.connected && !link.subscribed
+            }),
+        };
+        locked(&self.faults).faults(sample, now)
     }
 
     /// The broker link takes alerts at any time, and keeps those that the broker cannot receive yet.

@@ -3,13 +3,16 @@
 //! Deliberately knows neither the requests' texts nor their answers.
 
 use super::locked;
+use crate::telemetry::Telemetry;
 use crate::transport::Cancel;
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
 /// The running requests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct RunningRequests {
+    /// Has their number at any time.
+    telemetry: Arc<Telemetry>,
     /// Whether there are any.
     is_running: watch::Sender<bool>,
     /// Their cancel flags, each with its number.
@@ -32,6 +35,11 @@ impl Drop for Running {
 }
 
 impl RunningRequests {
+    /// None yet.
+    pub fn new(telemetry: Arc<Telemetry>) -> Self {
+        RunningRequests { telemetry, is_running: watch::Sender::default(), cancels: Mutex::default() }
+    }
+
     /// A request begins.
     pub fn begin(self: &Arc<Self>, cancel: &Cancel) -> Running {
         let mut cancels = locked(&self.cancels);
@@ -42,6 +50,7 @@ impl RunningRequests {
     }
 
     fn publish(&self, count: usize) {
+        self.telemetry.set_running(count);
         self.is_running
             .send_if_modified(|is_running| std::mem::replace(is_running, count > 0) != (count > 0));
     }

@@ -91,8 +91,10 @@ pub struct Footprint {
     pub per_sequence: usize,
     /// The tokenizer.
     pub tokenizer: usize,
-    /// Structured output, from its first use on: the trie of the vocabulary, and a grammar at work.
-    pub grammar: usize,
+    /// The trie of the vocabulary, from the first use of structured output on.
+    pub token_trie: usize,
+    /// Each grammar at work.
+    pub per_grammar: usize,
 }
 
 /// How a model is run.
@@ -255,14 +257,15 @@ impl ModelFile {
             scratch: self.shape.scratch_bytes(BATCH),
             per_sequence: self.shape.sequence_bytes(),
             tokenizer,
-            grammar: self.grammar_bytes(),
+            token_trie: self.token_trie_bytes(),
+            per_grammar: grammar::CONSTRAINT_BYTES,
         }
     }
 
-    fn grammar_bytes(&self) -> usize {
+    fn token_trie_bytes(&self) -> usize {
         let tokens = self.file.strings("tokenizer.ggml.tokens");
         let (count, text_bytes) = tokens.map_or((0, 0), |tokens| (tokens.len(), tokens.byte_len()));
-        GrammarCompiler::trie_bytes(count, text_bytes) + grammar::CONSTRAINT_BYTES
+        GrammarCompiler::trie_bytes(count, text_bytes)
     }
 
     /// Loads the model. The calling thread becomes the first of the computing ones.
@@ -474,11 +477,16 @@ impl ModelFile {
 }
 
 impl Footprint {
-    /// The sum of all but the grammars, for so many answers at the same time with `context` tokens each.
+    /// The sum of all but structured output, for so many answers at the same time with `context` tokens each.
     pub fn total(&self, context: usize, sequences: usize) -> usize {
         let fixed = self.mapped + self.copied + self.scratch + self.tokenizer;
         let each = self.cache_bytes(context).saturating_add(self.per_sequence);
         fixed.saturating_add(each.saturating_mul(sequences))
+    }
+
+    /// What structured output takes besides, with so many grammars at work at the same time.
+    pub fn structured_output(&self, grammars: usize) -> usize {
+        self.token_trie.saturating_add(self.per_grammar.saturating_mul(grammars))
     }
 
     /// Bytes of the KV cache of one answer with `context` tokens, which is made of whole blocks.
@@ -533,7 +541,7 @@ impl Engine {
     }
 
     /// The compiler of grammars for its vocabulary. The first call makes the trie of the vocabulary, which takes
-    /// [`Footprint::grammar`] and up to some tenths of a second.
+    /// [`Footprint::token_trie`] and up to some tenths of a second.
     ///
     /// # Errors
     /// When the vocabulary cannot be used for it.

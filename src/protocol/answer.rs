@@ -19,6 +19,18 @@ pub struct AnswerDetails {
     /// All answers, where several were asked for: as many as that, the first one too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<Choice>,
+    /// What the predicted answer was good for, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionUsage>,
+}
+
+/// Tokens of a predicted answer that were verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct PredictionUsage {
+    /// Those that the answer has.
+    pub accepted_tokens: u32,
+    /// Those in whose place the answer has another.
+    pub rejected_tokens: u32,
 }
 
 /// One of several answers to a prompt.

@@ -5,6 +5,7 @@
 
 mod answer;
 pub mod api;
+mod health;
 pub mod json;
 pub mod ollama;
 pub mod openai;
@@ -12,19 +13,24 @@ pub mod partial;
 mod report;
 mod request_id;
 mod response_format;
+mod security;
 pub mod text;
 mod tools;
 pub mod wyoming;
 
-pub use answer::{AnswerDetails, Choice, LikelyToken, TokenLogprob};
+pub use answer::{AnswerDetails, Choice, LikelyToken, PredictionUsage, TokenLogprob};
+pub use health::{
+    BrokerHealth, Health, HealthState, HealthSummary, LastAnswer, MemoryLevel, QueueLevel, SelfTest,
+};
 pub use report::{
-    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, HttpCalls, Latency, LatencyWindows, LogLines,
-    Memory, MqttLink, Percentiles, Pressure, Reading, Report, Requests, ShortlistCounts, StructuredOutput,
-    Thermal, Throttled, Throttling, Throughput,
+    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GovernorReason, GovernorState, HttpCalls,
+    Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles, Pressure, Reading, Report, Requests,
+    ShortlistCounts, StructuredOutput, Thermal, Throttled, Throttling, Throughput,
 };
 
 pub use request_id::RequestId;
 pub use response_format::ResponseFormat;
+pub use security::{ClientRefusals, GuardReason, GuardRefusals, Security};
 pub use tools::{Tool, ToolCall, ToolChoice};
 
 use serde::Serialize;
@@ -65,6 +71,8 @@ pub struct Request {
     pub cache: bool,
     /// Whether several tokens may be verified in one pass, which changes no token; the configured value when left out.
     pub speculate: Option<bool>,
+    /// The text that the answer probably has, in which speculation looks up what comes next.
+    pub prediction: Option<String>,
 }
 
 impl Request {
@@ -89,7 +97,8 @@ impl Request {
             .iter()
             .map(|tool| tool.name.capacity() + tool.definition.bytes() + size_of::<Tool>())
             .sum();
-        input + bias + stop + tools + self.response_format.text_bytes()
+        let prediction = self.prediction.as_ref().map_or(0, String::capacity);
+        input + bias + stop + tools + prediction + self.response_format.text_bytes()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The telemetry report, as it goes to `P/D/telemetry`.
 
-use super::Method;
+use super::{Method, Security};
 use serde::Serialize;
 
 /// One telemetry report. What is not known is null, never a made-up number.
@@ -32,16 +32,47 @@ pub struct Report {
     pub structured_output: StructuredOutput,
     /// Requests that are answered together.
     pub decoding: Decoding,
+    /// What the governor allows; null where it is off.
+    pub governor: Option<GovernorState>,
     /// How long the requests of each client waited: of the 16 busiest, then the sum of all others.
     pub waiting: Vec<ClientWaiting>,
     /// Calls over HTTP.
     pub http: HttpCalls,
+    /// What the guard refused.
+    pub security: Security,
     /// The broker link; null where none is configured.
     pub mqtt: Option<MqttLink>,
     /// Names of the alerts now raised.
     pub alerts: Vec<String>,
     /// The log.
     pub log: LogLines,
+}
+
+/// How much the governor lets the daemon compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct GovernorState {
+    /// Threads that compute.
+    pub threads: usize,
+    /// The part of the time in which they do, in percent.
+    pub percent: u8,
+    /// Why it is no more.
+    pub reason: GovernorReason,
+}
+
+/// What limits how much is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GovernorReason {
+    /// Nothing does.
+    None,
+    /// The temperature of the processor.
+    Temperature,
+    /// The power of the board.
+    Power,
+    /// The time of day.
+    QuietHours,
+    /// The machine runs on its battery.
+    Battery,
 }
 
 /// What happened to log lines.
@@ -271,7 +302,7 @@ pub struct Requests {
     pub timed_out: u64,
     /// Waiting now.
     pub queued: u64,
-    /// Being answered now: 0 or 1.
+    /// Being answered now, those included that gave up their slot and will go on.
     pub running: u64,
 }
 

@@ -132,7 +132,8 @@ mod tests {
         telemetry.set_link(MqttLink::default());
         let timings = Timings { ttft_ms: 400.0, total_ms: 1400.0, ..Timings::default() };
         telemetry.completed(&Done { timings, ..done(5, 9) });
-        telemetry.set_queue(2, 1);
+        ["a", "b"].into_iter().for_each(|client| telemetry.waiting.joined(client));
+        telemetry.set_running(1);
         telemetry.report(SystemTime::UNIX_EPOCH)
     }
 

@@ -6,6 +6,9 @@
 pub mod alerts;
 mod decoding;
 pub mod energy;
+mod health;
+pub mod history;
+mod history_sample;
 mod http_calls;
 mod journal;
 mod latency;
@@ -13,6 +16,7 @@ pub mod log;
 pub mod prometheus;
 mod request_stats;
 mod rfc3339;
+mod security;
 pub mod sensors;
 mod structured_output;
 #[cfg(test)]
@@ -21,20 +25,23 @@ pub mod textfile;
 mod waiting;
 
 pub use decoding::DecodingCounters;
+pub use health::{DaemonPhase, Fault, HealthFacts};
 pub use http_calls::{HttpApi, HttpCounters};
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
-pub use latency::{Distribution, Quantity};
+pub use latency::{Distribution, ErrorType, Quantity};
 pub use rfc3339::rfc3339;
+pub use security::SecurityCounters;
 pub use structured_output::StructuredOutputCounters;
 pub use waiting::WaitingCounters;
 
 use crate::config;
 use crate::protocol::{
-    CacheCounts, Code, Cpu, Done, Energy, FinishReason, LogLines, Memory, MqttLink, Reading, Report,
-    RequestEnergy, Requests, ShortlistCounts, Throttled,
+    CacheCounts, Code, Cpu, Done, Energy, FinishReason, GovernorState, LogLines, Memory, MqttLink, Reading,
+    Report, RequestEnergy, Requests, ShortlistCounts, Throttled,
 };
-use alerts::{Alert, Alerts, Conditions, PlannedMemory};
+use alerts::{Alert, AlertList, Alerts, Conditions, PlannedMemory, State};
 use energy::{EnergyMark, Meter};
+use history::History;
 use request_stats::RequestStats;
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,9 +60,10 @@ pub struct Telemetry {
     budget_exceeded: Counter,
     cancelled: Counter,
     timed_out: Counter,
-    /// Refused, or timed out while answered; without requests that clients cancelled or that a stop cut off.
+    /// Requests without an answer for a reason that lies with the daemon, see [`is_own_failure`].
     failed: Counter,
-    queued: Counter,
+    /// Requests that were refused for a reason that lies with their client, or that a stop cut off.
+    blameless: Counter,
     running: Counter,
     cache_hits: Counter,
     cache_misses: Counter,
@@ -67,6 +75,10 @@ pub struct Telemetry {
     pub waiting: WaitingCounters,
     /// Counters of calls over HTTP.
     pub http: HttpCounters,
+    /// Counters of what the guard refused.
+    pub security: SecurityCounters,
+    /// Facts about the health of the daemon.
+    pub health: HealthFacts,
     /// At most so many threads compute; 0 until it is set.
     thread_limit: Counter,
     about: OnceLock<About>,
@@ -74,6 +86,10 @@ pub struct Telemetry {
     meter: Mutex<Meter>,
     last_observed: Mutex<LastObserved>,
     alerts: Mutex<Alerts>,
+    /// How many alerts were raised since start.
+    alerts_raised: Counter,
+    /// `None` until it is begun, and where it is switched off.
+    history: Mutex<Option<History>>,
 }
 
 /// The model and the kernel that run here.
@@ -90,6 +106,7 @@ pub struct About {
 struct LastObserved {
     host: Snapshot,
     link: Option<MqttLink>,
+    governor: Option<GovernorState>,
 }
 
 /// A counter or a gauge. They are independent of each other, so relaxed ordering is enough.
@@ -132,7 +149,7 @@ impl Telemetry {
             cancelled: Counter::default(),
             timed_out: Counter::default(),
             failed: Counter::default(),
-            queued: Counter::default(),
+            blameless: Counter::default(),
             running: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
@@ -140,12 +157,16 @@ impl Telemetry {
             decoding: DecodingCounters::default(),
             waiting: WaitingCounters::default(),
             http: HttpCounters::default(),
+            security: SecurityCounters::default(),
+            health: HealthFacts::default(),
             thread_limit: Counter::default(),
             about: OnceLock::new(),
             request_stats: Mutex::default(),
             meter: Mutex::default(),
             last_observed: Mutex::default(),
             alerts: Mutex::new(Alerts::new(config::Alerts::off())),
+            alerts_raised: Counter::default(),
+            history: Mutex::default(),
         }
     }
 
@@ -154,10 +175,11 @@ impl Telemetry {
         self.received.add();
     }
 
-    /// A transport answered with an `error` event by itself, before the request was admitted.
+    /// A transport answered with an `error` event by itself, before the request was admitted: it was not a valid one, or
+    /// not allowed.
     pub fn refused(&self) {
         self.refused.add();
-        self.failed.add();
+        self.blameless.add();
     }
 
     /// An admitted request got an `error` event, `took` after it arrived.
@@ -169,9 +191,9 @@ impl Telemetry {
             Code::BudgetExceeded => self.budget_exceeded.add(),
             _ => {}
         }
-        // Neither is a failure of the daemon.
-        if !matches!(code, Code::Cancelled | Code::ShuttingDown) {
-            self.failed.add();
+        match is_own_failure(code) {
+            true => self.failed.add(),
+            false => self.blameless.add(),
         }
         locked(&self.request_stats).fail(code, took);
     }
@@ -187,6 +209,7 @@ impl Telemetry {
             }
             FinishReason::Stop | FinishReason::Length => {}
         }
+        self.health.answered(SystemTime::now(), &done.timings);
         locked(&self.request_stats).add(Instant::now(), done);
     }
 
@@ -221,10 +244,9 @@ impl Telemetry {
         self.thread_limit.set(threads as u64);
     }
 
-    /// Sets how many requests wait and run now.
-    pub fn set_queue(&self, queued: usize, running: usize) {
-        self.queued.set(queued as u64);
-        self.running.set(running as u64);
+    /// Sets how many requests are being answered now; [`Telemetry::waiting`] counts those that wait.
+    pub fn set_running(&self, requests: usize) {
+        self.running.set(requests as u64);
     }
 
     /// Records a snapshot of the sensors, power included.
@@ -243,6 +265,11 @@ impl Telemetry {
         locked(&self.last_observed).link = Some(link);
     }
 
+    /// Records what the governor allows; `None` where it is off.
+    pub fn set_governor(&self, state: Option<GovernorState>) {
+        locked(&self.last_observed).governor = state;
+    }
+
     /// Sets the rules of the alerts; before the first call all are switched off.
     pub fn set_alert_rules(&self, rules: config::Alerts) {
         locked(&self.alerts).set_rules(rules);
@@ -250,6 +277,7 @@ impl Telemetry {
 
     /// Sets the memory plan: what it uses, and the reserve that stays free, both in bytes.
     pub fn set_planned_memory(&self, held: usize, reserve: usize) {
+        self.health.set_planned((held + reserve) as u64);
         let percent = |bytes: usize| 100.0 * bytes as f64 / self.budget_bytes.max(1) as f64;
         locked(&self.alerts)
             .set_planned(PlannedMemory { used_percent: percent(held), reserve_percent: percent(reserve) });
@@ -259,7 +287,23 @@ impl Telemetry {
     /// queue's depth. To be called about once a second.
     pub fn evaluate_alerts(&self, now: Instant, depth: usize) -> Vec<Alert> {
         let conditions = self.conditions(now, depth);
-        locked(&self.alerts).evaluate(now, &conditions)
+        let changed = locked(&self.alerts).evaluate(now, SystemTime::now(), &conditions);
+        changed.iter().filter(|alert| alert.state == State::Raised).for_each(|_| self.alerts_raised.add());
+        changed
+    }
+
+    /// The alerts that are raised now, and those of the last hours.
+    pub fn alert_list(&self, now: Instant) -> AlertList {
+        locked(&self.alerts).list(now)
+    }
+
+    /// The alerts that are raised now as JSON, where it is not the `known` number of changes that led to them; and that
+    /// number.
+    pub fn raised_alerts_since(&self, known: Option<u64>) -> Option<(Vec<u8>, u64)> {
+        let alerts = locked(&self.alerts);
+        let (raised, changes) = alerts.raised_alerts();
+        let json = || serde_json::to_vec(raised).expect("an alert is plain data");
+        (known != Some(changes)).then(|| (json(), changes))
     }
 
     /// Names of the alerts now raised.
@@ -284,9 +328,10 @@ impl Telemetry {
             cpu_percent: seen.host.cpu.host_percent.map(f64::from),
             tokens_per_second: latency.token_ms.last_minute.p50.filter(|ms| *ms > 0.0).map(|ms| 1000.0 / ms),
             failed: self.failed.get(),
-            ended: self.completed.get() + self.refused.get(),
+            // One client's mistakes neither raise the rate nor hide the failures of others.
+            ended: (self.completed.get() + self.refused.get()).saturating_sub(self.blameless.get()),
             ttft_ms: latency.ttft_ms.last_minute.p95,
-            queue_percent: Some(100.0 * self.queued.get() as f64 / depth.max(1) as f64),
+            queue_percent: Some(100.0 * self.waiting.total() as f64 / depth.max(1) as f64),
             broker: link.map(|link| link.connected),
             subscription: link.map(|link| link.deaf),
             storage: link.map(|link| link.storage_problem.is_some()),
@@ -339,7 +384,7 @@ impl Telemetry {
         locked(&self.request_stats).throughput().tokens_per_second
     }
 
-    /// The report: counters and latencies, and the last snapshots of host and broker link; `now` is its timestamp.
+    /// The report: counters and latencies as they are, and the last snapshots of host and broker link; `now` is its timestamp.
     pub fn report(&self, now: SystemTime) -> Report {
         let (answers, seen) = (locked(&self.request_stats), locked(&self.last_observed));
         let host = &seen.host;
@@ -357,8 +402,10 @@ impl Telemetry {
             cache: CacheCounts { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
             structured_output: self.structured_output.counts(),
             decoding: self.decoding.counts(),
+            governor: seen.governor,
             waiting: self.waiting.counts(),
             http: self.http.counts(),
+            security: self.security.counts(),
             mqtt: seen.link.clone(),
             alerts: self.raised_alerts(),
             log: LogLines { dropped: log::dropped() },
@@ -377,7 +424,7 @@ impl Telemetry {
             budget_exceeded: self.budget_exceeded.get(),
             cancelled: self.cancelled.get(),
             timed_out: self.timed_out.get(),
-            queued: self.queued.get(),
+            queued: self.waiting.total(),
             running: self.running.get(),
         }
     }
@@ -411,6 +458,22 @@ impl Counter {
 
     fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a request without an answer counts as a failure of the daemon: all but those that no daemon could have
+/// answered, or was allowed to.
+fn is_own_failure(code: Code) -> bool {
+    match code {
+        Code::QueueFull | Code::Timeout | Code::BudgetExceeded | Code::Internal => true,
+        Code::InvalidRequest
+        | Code::TooLarge
+        | Code::ContextExceeded
+        | Code::RateLimited
+        | Code::ContentFiltered
+        | Code::ResponseFiltered
+        | Code::Cancelled
+        | Code::ShuttingDown => false,
     }
 }
 

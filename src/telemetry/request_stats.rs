@@ -1,11 +1,16 @@
 //! Statistics of the requests that ended: latencies, token counts, energy. Deliberately knows no text of a request
 //! or an answer.
 
-use super::latency::{Distribution, FixedBuckets, LatencyStats, Quantity};
+use super::latency::histogram::Histogram;
+use super::latency::{Distribution, ErrorType, FixedBuckets, LatencyStats, Quantity};
 use crate::protocol::{
     Code, Done, FinishReason, Latency, RequestEnergy, ShortlistCounts, Throughput, Timings, Usage,
 };
 use std::time::{Duration, Instant};
+
+/// Error codes that have a histogram of their own, besides `internal`, which is a fault of the daemon and always has one:
+/// the first that occur. Each takes 3 KiB of the metrics, whose length is limited.
+const MAX_NAMED_CODES: usize = 6;
 
 /// Statistics over all computed answers since start.
 #[derive(Debug)]
@@ -14,8 +19,8 @@ pub(super) struct RequestStats {
     ttft: LatencyStats,
     token: LatencyStats,
     total: LatencyStats,
-    /// Durations of requests that failed, one entry per error code.
-    failed: Vec<(Code, FixedBuckets)>,
+    /// Durations of requests that failed.
+    failed: Vec<(ErrorType, FixedBuckets)>,
     prompt_tokens: u64,
     completion_tokens: u64,
     /// Seconds spent on prefill.
@@ -122,11 +127,20 @@ impl RequestStats {
 
     /// Adds one request that failed `took` after it arrived.
     pub fn fail(&mut self, code: Code, took: Duration) {
-        let at = self.failed.iter().position(|(known, _)| *known == code).unwrap_or_else(|| {
-            self.failed.push((code, FixedBuckets::new(Quantity::RequestDuration)));
+        let error = self.error_type(code);
+        let at = self.failed.iter().position(|(known, _)| *known == error).unwrap_or_else(|| {
+            self.failed.push((error, FixedBuckets::new(Quantity::RequestDuration)));
             self.failed.len() - 1
         });
         self.failed[at].1.record(took.as_secs_f64());
+    }
+
+    /// Under which a failure is counted.
+    fn error_type(&self, code: Code) -> ErrorType {
+        let (own, internal) = (ErrorType::Code(code), ErrorType::Code(Code::Internal));
+        let is_known = self.failed.iter().any(|(known, _)| *known == own);
+        let named = self.failed.iter().filter(|(known, _)| *known != internal).count();
+        if is_known || own == internal || named < MAX_NAMED_CODES { own } else { ErrorType::Other }
     }
 
     /// Sets the counters of the screened head, which count from the start.
@@ -158,6 +172,21 @@ impl RequestStats {
             tokens_per_second: ratio(self.decoded_tokens as f64, self.decode_s),
             screen: self.screen,
         }
+    }
+
+    /// Tokens after the first of each answer, and the seconds they took.
+    pub fn decoded(&self) -> (u64, f64) {
+        (self.decoded_tokens, self.decode_s)
+    }
+
+    /// All times to the first token, and all times to the last, since start.
+    pub fn latencies_since_start(&self) -> [&Histogram; 2] {
+        [self.ttft.all(), self.total.all()]
+    }
+
+    /// Tokens of the answers whose energy is known.
+    pub fn energy_tokens(&self) -> u64 {
+        self.gross.tokens
     }
 
     /// Energy of the answers for which it is known, in joules.
@@ -276,9 +305,35 @@ pub(super) mod tests {
         let durations = all.iter().filter(|reported| reported.quantity == Quantity::RequestDuration);
         let counts: Vec<_> =
             durations.map(|reported| (reported.error, reported.count, reported.sum_s)).collect();
-        let expected = [(None, 1, 7.0), (Some(Code::Timeout), 1, 7.0), (Some(Code::QueueFull), 2, 0.033)];
+        let [timeout, full] = [Code::Timeout, Code::QueueFull].map(ErrorType::Code);
+        let expected = [(None, 1, 7.0), (Some(timeout), 1, 7.0), (Some(full), 2, 0.033)];
         assert_eq!(counts, expected);
         // A person who waited until the time was up did wait that long.
         assert_eq!(answers.latency(now).total_ms.all.count, 2);
+    }
+
+    #[test]
+    fn more_codes_than_have_a_histogram_are_counted_together_and_a_fault_of_the_daemon_never() {
+        let mut answers = RequestStats::default();
+        let named = [
+            Code::QueueFull,
+            Code::Timeout,
+            Code::Cancelled,
+            Code::BudgetExceeded,
+            Code::ContextExceeded,
+            Code::InvalidRequest,
+        ];
+        let others = [Code::TooLarge, Code::RateLimited, Code::ShuttingDown];
+        for code in named.into_iter().chain(others).chain([Code::Internal]).chain(named) {
+            answers.fail(code, Duration::from_secs(1));
+        }
+        let counts: Vec<_> = answers
+            .distributions()
+            .iter()
+            .filter_map(|reported| Some((reported.error?, reported.count)))
+            .collect();
+        let mut expected: Vec<_> = named.map(|code| (ErrorType::Code(code), 2)).to_vec();
+        expected.extend([(ErrorType::Other, 3), (ErrorType::Code(Code::Internal), 1)]);
+        assert_eq!(counts, expected);
     }
 }

@@ -32,7 +32,8 @@ fn each_event_is_counted_where_it_belongs() {
     }
     telemetry.cache_hit();
     telemetry.cache_miss();
-    telemetry.set_queue(3, 1);
+    (0..3).for_each(|_| telemetry.waiting.joined("a"));
+    telemetry.set_running(1);
     let Report { requests, cache, .. } = report(&telemetry);
     let expected = Requests {
         received: 2,
@@ -117,7 +118,7 @@ fn alerts_are_evaluated_on_host_link_queue_and_requests() {
     host.cpu.host_percent = Some(100.0);
     host.memory.process_bytes = Some(96);
     telemetry.observe(now, host);
-    telemetry.set_queue(15, 1);
+    (0..15).for_each(|_| telemetry.waiting.joined("a"));
     telemetry.completed(&done(10, 21));
     (0..5).for_each(|_| telemetry.failed(Code::QueueFull, Duration::ZERO));
     telemetry.set_link(MqttLink { deaf: true, storage_problem: Some("full".into()), ..MqttLink::default() });
@@ -166,6 +167,34 @@ fn what_clients_cancel_is_no_error() {
 }
 
 #[test]
+fn one_clients_mistakes_neither_raise_the_error_rate_nor_hide_the_failures_of_the_daemon() {
+    let (telemetry, start) = (Telemetry::new(0), Instant::now());
+    let rules = config::Alerts { error_percent: Some(50.0), ..config::Alerts::off() };
+    telemetry.set_alert_rules(rules);
+    let raised_after = |second| telemetry.evaluate_alerts(start + Duration::from_secs(second), 1).len();
+    assert_eq!(raised_after(0), 0);
+    let mistakes = || {
+        (0..50).for_each(|_| telemetry.refused());
+        [
+            Code::InvalidRequest,
+            Code::TooLarge,
+            Code::ContextExceeded,
+            Code::RateLimited,
+            Code::ContentFiltered,
+        ]
+        .into_iter()
+        .for_each(|code| telemetry.failed(code, Duration::ZERO));
+    };
+    mistakes();
+    (0..5).for_each(|_| telemetry.completed(&done(10, 21)));
+    assert_eq!(raised_after(1), 0);
+    (0..5).for_each(|_| telemetry.failed(Code::Internal, Duration::ZERO));
+    mistakes();
+    assert_eq!(raised_after(2), 1, "five of ten");
+    assert_eq!(report(&telemetry).requests.refused, 115, "they are counted all the same");
+}
+
+#[test]
 fn threads_count_together() {
     let telemetry = Telemetry::new(0);
     std::thread::scope(|scope| {
@@ -186,4 +215,19 @@ fn a_report_is_one_json_object_with_null_for_the_unknown() {
         assert!(json[key].is_object(), "{key}");
     }
     assert!(json["alerts"].is_array() && json["uptime_s"].is_u64());
+}
+
+#[test]
+fn what_the_owner_has_refused_is_no_failure_and_neither_is_what_is_too_long() {
+    let telemetry = Telemetry::new(0);
+    let failed = |code| {
+        telemetry.failed(code, Duration::ZERO);
+        telemetry.conditions(Instant::now(), 1).failed
+    };
+    let blameless =
+        [Code::RateLimited, Code::ContentFiltered, Code::ResponseFiltered, Code::Cancelled, Code::TooLarge];
+    for code in blameless {
+        assert_eq!(failed(code), 0, "{code:?}");
+    }
+    assert_eq!((failed(Code::Internal), telemetry.requests().refused), (1, 6));
 }

@@ -47,14 +47,24 @@ impl WaitingCounters {
         counts.of(client).add(Count { begun: 1, waited_ms, waiting: 0 });
     }
 
-    /// Sets how many requests of each client wait now.
-    pub fn set_waiting(&self, waiting: &HashMap<&str, usize>) {
+    /// A request of `client` waits from now on.
+    pub fn joined(&self, client: &str) {
+        locked(&self.0).of(client).waiting += 1;
+    }
+
+    /// A request of `client` that [joined](Self::joined) waits no longer.
+    pub fn left(&self, client: &str) {
         let mut counts = locked(&self.0);
-        counts.by_client.values_mut().for_each(|count| count.waiting = 0);
-        counts.others.waiting = 0;
-        for (client, waiting) in waiting {
-            counts.of(client).waiting = *waiting as u64;
-        }
+        let Counts { by_client, others } = &mut *counts;
+        // Its client may have become one of the others since it joined.
+        let count = by_client.get_mut(client).filter(|count| count.waiting > 0).unwrap_or(others);
+        count.waiting = count.waiting.saturating_sub(1);
+    }
+
+    /// How many requests wait now.
+    pub fn total(&self) -> u64 {
+        let counts = locked(&self.0);
+        counts.others.waiting + counts.by_client.values().map(|count| count.waiting).sum::<u64>()
     }
 
     /// The counts now: those of the busiest clients, the most requests first, then the sum of all others, without a name,
@@ -111,7 +121,8 @@ mod tests {
         counters.begun("a", second(1));
         counters.begun("b", second(2));
         counters.begun("b", second(3));
-        counters.set_waiting(&HashMap::from([("a", 4), ("c", 1)]));
+        ["a", "a", "c", "a", "a"].into_iter().for_each(|client| counters.joined(client));
+        assert_eq!(counters.total(), 5);
         let row = |client: &str, begun, waited_ms, waiting| ClientWaiting {
             client: Some(client.into()),
             begun,
@@ -123,8 +134,26 @@ mod tests {
             [row("a", 1, 1000, 4), row("b", 2, 5000, 0), row("c", 0, 0, 1)],
             "by what was begun and waits"
         );
-        counters.set_waiting(&HashMap::new());
+        ["a", "a", "c", "a", "a"].into_iter().for_each(|client| counters.left(client));
         assert_eq!(counters.counts()[..2], [row("b", 2, 5000, 0), row("a", 1, 1000, 0)]);
+        assert_eq!(counters.total(), 0);
+    }
+
+    #[test]
+    fn what_waits_is_counted_down_also_for_a_client_that_is_no_longer_named() {
+        let counters = WaitingCounters::default();
+        ["a", "a"].into_iter().for_each(|client| counters.joined(client));
+        for number in 0..2 * MAX_COUNTED {
+            (0..9).for_each(|_| counters.begun(&format!("client {number}"), second(1)));
+        }
+        counters.joined("a");
+        assert!(locked(&counters.0).others.waiting == 2 && counters.total() == 3);
+        for left in [2, 1, 0] {
+            counters.left("a");
+            assert_eq!(counters.total(), left);
+        }
+        counters.left("a");
+        assert_eq!(counters.total(), 0, "never below");
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub struct Inbound {
     /// The key of the fair queue under which it waits: the client's, or that of one of its processes where they are
     /// known.
     pub queue_key: String,
+    /// Identifies the client for limits: the same for all its connections and processes, and for no other client.
+    pub limit_key: String,
     /// What happens if the daemon's queue is full.
     pub when_full: WhenFull,
     /// When its last byte was received; deadlines count from here.

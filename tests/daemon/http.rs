@@ -496,3 +496,40 @@ async fn until_ok(server: &HttpServer) {
     };
     timeout(TIMEOUT, called).await.expect("the others are gone");
 }
+
+#[tokio::test]
+async fn the_report_is_a_page_or_data_and_its_query_is_checked() {
+    let server = HttpServer::open(|_| {});
+    let report = async |query: &str| server.call(&format!("GET /report{query}"), "Host: pi\r\n", "").await;
+    let (status, body) = report("").await;
+    assert!(status == 503 && body.contains("history.enabled"), "{status} {body}");
+    server.telemetry.begin_history(Default::default());
+    server.telemetry.record_history(std::time::Instant::now(), SystemTime::now());
+    let (status, page) = report("").await;
+    assert!(
+        status == 200 && page.starts_with("<!doctype html>") && page.contains("words"),
+        "{status} {page}"
+    );
+    let (status, body) = report("?hours=720&format=json&price=0.3").await;
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!((status, &body["summary"]["hours"]), (200, &json!(720)));
+    assert_eq!(body["columns"].as_array().map(Vec::len), body["steps"][0].as_array().map(Vec::len));
+    for (query, key) in [("?hours=0", "hours"), ("?format=<b>", "format"), ("?x=1", "a key is not known")] {
+        let (status, body) = report(query).await;
+        assert!(status == 400 && body.starts_with(key) && !body.contains("<b>"), "{status} {body}");
+    }
+    assert_eq!(server.call("POST /report", "Host: pi\r\n", "").await.0, 405);
+    assert_eq!(server.call("GET /report", "Host: evil.example\r\n", "").await.0, 403);
+    server.shut().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_report_delays_no_other_for_ever() {
+    let server = HttpServer::open(|_| {});
+    server.telemetry.begin_history(Default::default());
+    let mut idle = server.connect().await;
+    send(&mut idle, "GET /report?format=json", "Host: pi\r\n", "").await;
+    drop(idle);
+    assert_eq!(server.call("GET /report", "Host: pi\r\n", "").await.0, 200);
+    server.shut().await;
+}

@@ -72,7 +72,16 @@ fn rows_are_the_same_where_only_they_are_wanted() {
 
 /// Greedy tokens behind a prompt that is read in batches, and the bits of the last logits.
 fn answer(model: &Model, prompt: &[u32], batch: usize) -> (Vec<u32>, Vec<u32>) {
-    let mut state = model.state(prompt.len() + TOKENS, batch, KvCacheFormat::F16);
+    answer_with_cache(model, prompt, batch, KvCacheFormat::F16)
+}
+
+fn answer_with_cache(
+    model: &Model,
+    prompt: &[u32],
+    batch: usize,
+    cache: KvCacheFormat,
+) -> (Vec<u32>, Vec<u32>) {
+    let mut state = model.state(prompt.len() + TOKENS, batch, cache);
     let mut row = 0;
     for part in prompt.chunks(batch) {
         model.forward(part, &mut state);
@@ -107,6 +116,27 @@ fn bits_are_the_same_for_every_kernel_and_any_threads_and_batches() {
                         assert!(same, "{at}: other bits");
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Attention goes over some hundred positions at a time, and computes several tokens of a prompt together.
+#[test]
+fn bits_are_the_same_for_a_long_prompt_in_any_batches() {
+    let (len, batches): (u32, &[usize]) =
+        if is_emulated() { (300, &[7, 64]) } else { (600, &[1, 2, 7, 9, 64, 100, 128]) };
+    let threads_tried = if is_emulated() { 2..3 } else { 1..4 };
+    for cache in [KvCacheFormat::F16, KvCacheFormat::F32, KvCacheFormat::Int8] {
+        let mut wanted = None;
+        for threads in threads_tried.clone() {
+            let model = load(Kernels::detect(), threads, HeadFormat::File);
+            let vocab = model.shape().vocab as u32;
+            let prompt: Vec<u32> = (0..len).map(|i| (i * 7 + i * i % 5) % vocab).collect();
+            for batch in batches {
+                let found = answer_with_cache(&model, &prompt, *batch, cache);
+                let wanted = wanted.get_or_insert_with(|| found.clone());
+                assert_eq!(&found, wanted, "{cache:?}, {threads} threads, batches of {batch}");
             }
         }
     }

@@ -3,6 +3,7 @@
 //! `models/README.md` has the command and the figures.
 
 use crate::allocations;
+use bitnetd::engine::grammar::CONSTRAINT_BYTES;
 use bitnetd::engine::session::{GenerateOptions, Step};
 use bitnetd::engine::tokenizer::{ChatRole, Turn};
 use bitnetd::engine::{Engine, EngineOptions, ModelFile, Source};
@@ -186,6 +187,36 @@ fn the_memory_of_a_home_is_within_its_plan() {
     });
     // The allocator takes some 10 bytes besides for each of 135,000 blocks.
     assert!(long.max(of_words) * 6 / 5 <= HOME_BYTES, "{long}, {of_words}");
+}
+
+/// A grammar of names takes no more than the plan has for one, also where the sentence speaks of as many names of a large
+/// home as the context holds.
+#[test]
+fn the_grammar_of_a_sentence_in_a_large_home_is_within_its_plan() {
+    let engine = engine();
+    engine.grammars().expect("sound");
+    let mut session = engine.session(512);
+    let home =
+        large_home(2048, |n| format!("Lamp {n} of the hall"), |n| format!("Room {}", n % 200)).current();
+    let all: String = (0..60).map(|n| format!(" lamp {n} of the hall room {n}")).collect();
+    for sentence in
+        ["turn on lamp 7 of the hall", "turn on the lamp", &format!("turn on{all}"), "lamp of the hall"]
+    {
+        let tokens = engine
+            .tokenizer()
+            .prompt_chat(&[Turn { role: ChatRole::User, text: sentence }])
+            .expect("one turn");
+        let tokens = &tokens[..tokens.len().min(400)];
+        let (_, _, most) = allocations::held(|| {
+            let intent = IntentPrompt::new(&home, sentence);
+            let grammars = engine.grammars().expect("sound");
+            let constraint = grammars.compile_own(intent.lark()).expect("sound");
+            let options = GenerateOptions { constraint: Some(constraint), ..GenerateOptions::default() };
+            session.generate(tokens, &options, |_| ControlFlow::Continue(())).expect("short")
+        });
+        println!("{}: {most} bytes", sentence.get(..30).unwrap_or(sentence));
+        assert!(most <= CONSTRAINT_BYTES, "{most}: {sentence}");
+    }
 }
 
 /// The median time of an answer, in turn, in a home of 40 devices and one of 2,000.

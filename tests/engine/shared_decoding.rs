@@ -164,7 +164,7 @@ fn a_second_question_behind_three_thousand_tokens_reads_at_most_a_block_besides_
         let question = |number: u32| -> Vec<u32> { text.iter().copied().chain([number; 20]).collect() };
         let mut session = engine.shared_session(context, 2);
         assert_eq!(session.generate(&question(1), &options, go_on).expect("sound").cached, 0);
-        // Beside another answer a pass reads eight tokens, so that passes count what is read.
+        // Beside another answer a pass reads 4 to 12 tokens, so that passes count what is read.
         let endless = GenerateOptions { max_tokens: Some(390), ..options.clone() };
         session.begin(1, &[3], &endless).expect("sound");
         session.step(|_, step| go_on(step));
@@ -180,7 +180,7 @@ fn a_second_question_behind_three_thousand_tokens_reads_at_most_a_block_besides_
                 break answer.expect("sound");
             }
         };
-        assert!(passes <= (20 + KV_BLOCK).div_ceil(8), "{more}: {passes} passes");
+        assert!(passes <= (20 + KV_BLOCK).div_ceil(4), "{more}: {passes} passes");
         assert!(question(2).len() - answer.cached <= 20 + KV_BLOCK, "{more}: {} found", answer.cached);
         let alone = engine.session(context).generate(&question(2), &options, go_on).expect("sound");
         assert_eq!((&answer.tokens, &answer.logprobs), (&alone.tokens, &alone.logprobs), "{more}");

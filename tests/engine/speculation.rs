@@ -7,7 +7,7 @@ use bitnetd::engine::grammar::GrammarSource;
 use bitnetd::engine::kernels::Kernels;
 use bitnetd::engine::model::HeadFormat;
 use bitnetd::engine::sampler::SamplingParams;
-use bitnetd::engine::session::{Answer, GenerateOptions, Step, StopReason};
+use bitnetd::engine::session::{Answer, GenerateOptions, SpeculationCounts, Step, StopReason};
 use bitnetd::engine::synthetic::SyntheticShape;
 use bitnetd::engine::tokenizer::{ChatRole, Turn};
 use bitnetd::engine::{Engine, EngineOptions, ModelFile};
@@ -69,8 +69,10 @@ fn assert_same(with: &Answer, without: &Answer, place: &str) {
     assert_eq!(with.tokens, without.tokens, "{place}");
     assert_eq!((&with.text, with.end, with.forced), (&without.text, without.end, without.forced), "{place}");
     assert_eq!(with.logprobs, without.logprobs, "{place}");
-    assert_eq!((without.proposed, without.accepted), (0, 0), "{place}");
-    assert!(with.accepted <= with.proposed, "{place}");
+    assert_eq!((without.looked_up, without.predicted), Default::default(), "{place}");
+    let (all, predicted) = (with.looked_up, with.predicted);
+    assert!(all.accepted <= all.proposed && predicted.accepted <= predicted.proposed, "{place}");
+    assert!(predicted.proposed <= all.proposed && predicted.accepted <= all.accepted, "{place}");
 }
 
 /// Compares an answer with speculation and without; returns how many tokens were proposed and accepted.
@@ -79,7 +81,7 @@ fn compare(engine: &Engine, prompt: &[u32], options: &GenerateOptions, place: &s
     let (with, text_with) = answer(engine, prompt, &GenerateOptions { speculate: true, ..options.clone() });
     assert_same(&with, &without, place);
     assert_eq!(text_with, text, "{place}");
-    (with.proposed, with.accepted)
+    (with.looked_up.proposed, with.looked_up.accepted)
 }
 
 #[test]
@@ -258,11 +260,113 @@ fn answers_at_the_same_time_are_the_same_with_and_without() {
     let alone: Vec<Answer> = jobs.iter().map(|job| answer(&engine, &job.prompt, &job.options).0).collect();
     for slots in [1, 2, 4, 16] {
         let joint = together(&mut engine.shared_session(CONTEXT, slots), &speculating);
-        let accepted: usize = joint.iter().map(|answer| answer.accepted).sum();
+        let accepted: usize = joint.iter().map(|answer| answer.looked_up.accepted).sum();
         for (at, (joint, alone)) in joint.iter().zip(&alone).enumerate() {
             assert_same(joint, alone, &format!("{slots} slots, job {at}"));
         }
         assert!(accepted > 0 || slots == 16, "{slots}");
+    }
+}
+
+/// What may be predicted for an answer with these tokens: itself, with a token left out, another in its place or one more,
+/// its end alone, something else, its beginning with an end token, and far more than it has.
+fn predictions(engine: &Engine, own: &[u32]) -> Vec<Vec<u32>> {
+    let end = engine.tokenizer().end_tokens()[0];
+    let (before, after) = own.split_at(own.len() / 3);
+    let other = after[0] ^ 1;
+    vec![
+        own.to_vec(),
+        [before, &after[1..]].concat(),
+        [before, &[other], &after[1..]].concat(),
+        [before, &[other], after].concat(),
+        after.to_vec(),
+        own.iter().map(|id| id ^ 1).collect(),
+        [before, &[end]].concat(),
+        own.repeat(20),
+    ]
+}
+
+#[test]
+fn a_predicted_answer_changes_nothing_whether_it_is_right_or_wrong() {
+    let kernels = [Kernels::detect().name(), "scalar"];
+    for (at, kernel) in kernels.into_iter().enumerate().take(if is_emulated() { 1 } else { 2 }) {
+        let engine = engine(kernel, 2);
+        let count = if at == 1 || is_emulated() { 1 } else { usize::MAX };
+        for (number, sampling) in samplings().into_iter().enumerate().take(count) {
+            for logprobs in [None, Some(2)] {
+                let base = GenerateOptions { logprobs, ..options(sampling.clone(), 60) };
+                let prompt = prompt(&engine, number);
+                let (without, text) = answer(&engine, &prompt, &base);
+                for (which, prediction) in predictions(&engine, &without.tokens).into_iter().enumerate() {
+                    let options = GenerateOptions { speculate: true, prediction, ..base.clone() };
+                    let (with, text_with) = answer(&engine, &prompt, &options);
+                    let place = format!("{kernel}, sampling {number}, {logprobs:?}, prediction {which}");
+                    assert_same(&with, &without, &place);
+                    assert_eq!(text_with, text, "{place}");
+                    let SpeculationCounts { proposed, accepted } = with.predicted;
+                    // The answer itself is right to its end; with the reference kernels shorter proposals pay.
+                    let is_right = accepted == proposed && accepted >= if at == 0 { 50 } else { 20 };
+                    assert!(which != 0 || is_right, "{accepted} of {proposed}: {place}");
+                    assert!(which != 2 || accepted > 0, "{place}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_was_predicted_takes_few_passes() {
+    let engine = engine(Kernels::detect().name(), 2);
+    let base = options(SamplingParams::default(), 64);
+    let prompt = prompt(&engine, 0);
+    let prediction = answer(&engine, &prompt, &base).0.tokens;
+    let mut session = engine.session(CONTEXT);
+    let options = GenerateOptions { speculate: true, prediction: prediction.clone(), ..base };
+    session.begin(0, &prompt, &options).expect("sound");
+    let mut steps = 0;
+    let answer = loop {
+        session.step(|_, _| ControlFlow::Continue(()));
+        steps += 1;
+        if let Some(answer) = session.take_answer(0) {
+            break answer.expect("sound");
+        }
+    };
+    assert_eq!(answer.tokens, prediction);
+    assert!(steps <= 12, "{steps} steps for {} tokens", prediction.len());
+}
+
+#[test]
+fn predicted_answers_under_a_grammar_and_beside_others_are_the_same() {
+    let engine = engine(Kernels::detect().name(), 2);
+    let compiler = engine.grammars().expect("sound");
+    let constraints = grammars().map(|source| compiler.compile(&source).expect("sound"));
+    let mut jobs = Vec::new();
+    for (number, sampling) in
+        samplings().into_iter().enumerate().take(if is_emulated() { 2 } else { usize::MAX })
+    {
+        let constraint = constraints.get(number % 4).cloned();
+        let options = GenerateOptions { constraint, ..options(sampling, 50) };
+        jobs.push(Job { after: number * 3, prompt: prompt(&engine, number), options });
+    }
+    let alone: Vec<Answer> = jobs.iter().map(|job| answer(&engine, &job.prompt, &job.options).0).collect();
+    for which in if is_emulated() { 2..3 } else { 0..8 } {
+        let predicting: Vec<Job> = jobs
+            .iter()
+            .zip(&alone)
+            .map(|(job, alone)| {
+                let prediction = predictions(&engine, &alone.tokens).swap_remove(which);
+                let options = GenerateOptions { speculate: true, prediction, ..job.options.clone() };
+                Job { options, ..job.clone() }
+            })
+            .collect();
+        for slots in [1, 3] {
+            let joint = together(&mut engine.shared_session(CONTEXT, slots), &predicting);
+            for (at, (joint, alone)) in joint.iter().zip(&alone).enumerate() {
+                assert_same(joint, alone, &format!("{slots} slots, job {at}, prediction {which}"));
+            }
+            let accepted: usize = joint.iter().map(|answer| answer.predicted.accepted).sum();
+            assert!(which != 0 || accepted > 20, "{accepted} with {slots} slots");
+        }
     }
 }
 
@@ -276,7 +380,7 @@ fn a_rejected_token_is_in_no_prompt_that_is_found_later() {
         let mut conversation = prompt(&engine, number);
         conversation.insert(0, 300 + number as u32);
         let answer = session.generate(&conversation, &first, go_on).expect("sound");
-        rejected += answer.proposed - answer.accepted;
+        rejected += answer.looked_up.proposed - answer.looked_up.accepted;
         conversation.extend(&answer.tokens);
         let next = GenerateOptions { logprobs: Some(3), ..options(SamplingParams::default(), 8) };
         // The conversation goes on at every place behind the first two blocks.
@@ -327,7 +431,7 @@ fn where_nothing_repeats_nothing_is_proposed_and_full_passes_propose_less() {
     let script: Vec<u32> = (0..100).map(|at| 100 + at).collect();
     let base = GenerateOptions { script, speculate: true, ..options(SamplingParams::default(), 100) };
     let answer = answer(&engine, &[1, 2, 3], &base).0;
-    assert_eq!((answer.proposed, answer.accepted), (0, 0));
+    assert_eq!(answer.looked_up, SpeculationCounts::default());
     // Sixteen answers fill a pass.
     let (prompt, script) = scripted(&engine, &[]);
     let echo = GenerateOptions { script, speculate: true, ..options(SamplingParams::default(), 40) };
@@ -335,7 +439,7 @@ fn where_nothing_repeats_nothing_is_proposed_and_full_passes_propose_less() {
     let proposed = [1, 4, 16].map(|count| {
         let jobs = vec![job.clone(); count];
         let answers = together(&mut engine.shared_session(CONTEXT, count), &jobs);
-        answers[0].proposed
+        answers[0].looked_up.proposed
     });
     assert!(proposed[0] >= proposed[1] && proposed[1] > 0 && proposed[2] == 0, "{proposed:?}");
 }

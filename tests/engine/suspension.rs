@@ -159,10 +159,10 @@ fn an_answer_that_is_suspended_after_every_token_is_the_one_without() {
 #[test]
 fn a_suspended_answer_reads_a_block_again_at_most_where_nothing_was_evicted() {
     let engine = engine();
-    let prompt = prompt(&engine, 200);
+    let prompt = prompt(&engine, 250);
     let options = greedy(60);
     let alone = engine.session(CONTEXT).generate(&prompt, &options, go_on).expect("sound");
-    // Beside another answer a pass reads eight tokens of a prompt, so that passes count tokens.
+    // Beside another answer a pass reads 4 to 12 tokens of a prompt, so that passes count tokens.
     let passes_until_token = |interruption: usize, others: fn(&mut Session<'_>)| {
         let mut session = engine.shared_session(CONTEXT, 3);
         session.begin(0, &prompt, &options).expect("sound");
@@ -194,10 +194,10 @@ fn a_suspended_answer_reads_a_block_again_at_most_where_nothing_was_evicted() {
     };
     for interruption in if is_emulated() { vec![1, 58] } else { vec![1, 20, 56, 57, 58, 59] } {
         let passes = passes_until_token(interruption, |_| {});
-        assert!(passes <= KV_BLOCK / 8 + 1, "{interruption} tokens: {passes} passes");
+        assert!(passes <= KV_BLOCK / 4 + 1, "{interruption} tokens: {passes} passes");
         // All but one of the tokens: the check above would fail if nothing were found.
         let passes = passes_until_token(interruption, evict);
-        assert!(passes >= (200 + interruption - 1) / 8, "{interruption} tokens: {passes} passes");
+        assert!(passes >= (250 + interruption - 1) / 12, "{interruption} tokens: {passes} passes");
     }
 }
 
@@ -208,11 +208,11 @@ fn a_prompt_that_is_suspended_while_it_is_read_goes_on_where_it_was() {
     let alone = engine.session(CONTEXT).generate(&prompt, &options, go_on).expect("sound");
     for evicts in [false, true] {
         let mut session = engine.shared_session(CONTEXT, 2);
-        // Another answer makes the prompt come in parts of eight.
+        // Another answer makes the prompt come in parts.
         session.begin(1, &[9], &greedy(200)).expect("sound");
         session.step(|_, step| go_on(step));
         session.begin(0, &prompt, &options).expect("sound");
-        let mut read = Vec::new();
+        let (mut read, mut suspended_after) = (Vec::new(), 0);
         let answer = loop {
             session.step(|slot, step| {
                 if let (0, Step::Prefill(tokens)) = (slot, step) {
@@ -223,7 +223,8 @@ fn a_prompt_that_is_suspended_while_it_is_read_goes_on_where_it_was() {
             if let Some(answer) = session.take_answer(0) {
                 break answer.expect("sound");
             }
-            if read.len() == 20 {
+            if suspended_after == 0 && read.last().is_some_and(|tokens| *tokens >= 150) {
+                suspended_after = read.len();
                 let suspended = session.suspend(0).expect("under way");
                 if evicts {
                     evict(&mut session);
@@ -232,9 +233,10 @@ fn a_prompt_that_is_suspended_while_it_is_read_goes_on_where_it_was() {
             }
         };
         assert_eq!((&answer.tokens, answer.cached), (&alone.tokens, 0));
-        assert_eq!(read[19], 160);
-        let next = read[20];
-        assert!(if evicts { next <= 128 } else { (129..=192).contains(&next) }, "{next}");
+        let (before, next) = (read[suspended_after - 1], read[suspended_after]);
+        let found = before / KV_BLOCK * KV_BLOCK;
+        let goes_on = (found + 1..=found + KV_BLOCK).contains(&next);
+        assert!(if evicts { next <= 128 } else { goes_on }, "{next} after {before}");
     }
 }
 

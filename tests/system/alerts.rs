@@ -1,9 +1,9 @@
 //! Alerts, on the broker, in the log and over the socket.
 
-use crate::daemon::{Client, Daemon};
+use crate::daemon::{Client, Daemon, run};
 use crate::listener::Listener;
 use crate::support::broker::Mosquitto;
-use crate::{Folder, endless, linked, until};
+use crate::{Folder, endless, linked, text, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -44,9 +44,22 @@ async fn a_queue_that_stays_full_raises_one_alert_and_clears_it_once() {
     assert_eq!(alert["severity"], "warning");
     assert!(alert["message"].as_str().is_some_and(|said| said.contains("queue.depth")), "{alert}");
     assert_eq!(raised(&mut watcher).await, json!(["queue"]));
+    let list = watcher.ask(json!({"alerts": true})).await;
+    assert_eq!(list, json!({"event": "alerts", "raised": [alert], "recent": []}));
+    // What is raised is retained, for whoever comes later.
+    let mut retained = Listener::on(&broker, "bitnetd/cellar/alerts").await;
+    assert_eq!(retained.wait(|list| list.json() != json!([])).await.json(), json!([alert]));
+    let view = run(&["top", "--socket", text(&daemon.socket)]).await;
+    assert!(view.out.contains("\nALERT       queue: 100 (alert at 90), warning since "), "{view:?}");
     busy.send("{\"cancel\":\"waits\"}\n").await;
-    let alert = alerts.next().await.json();
-    assert_eq!((&alert["type"], &alert["state"]), (&json!("queue"), &json!("cleared")));
+    let over = alerts.next().await.json();
+    assert_eq!((&over["type"], &over["state"]), (&json!("queue"), &json!("cleared")));
+    assert_eq!(retained.wait(|list| list.json() == json!([])).await.json(), json!([]));
+    let list = watcher.ask(json!({"alerts": true})).await;
+    assert_eq!((&list["raised"], &list["recent"][0]["time"]), (&json!([]), &alert["time"]), "{list}");
+    assert_eq!(list["recent"][0]["cleared_time"], over["time"], "{list}");
+    let view = run(&["top", "--socket", text(&daemon.socket)]).await;
+    assert!(view.out.contains("\nearlier     queue: 100 (alert at 90), "), "{view:?}");
     assert_eq!(raised(&mut watcher).await, json!([]));
     let lines = lines(&daemon, "queue");
     assert_eq!(lines.len(), 2, "{lines:?}");
@@ -77,6 +90,8 @@ async fn the_alert_for_a_lost_broker_is_published_when_it_is_back() {
     let told: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let states: Vec<_> = told.iter().map(|alert| (alert["type"].as_str(), alert["state"].as_str())).collect();
     let name = Some("broker_link");
+    let times: Vec<_> = told.iter().map(|alert| alert["time"].as_str()).collect();
+    assert!(times[0].is_some() && times[0] < times[1], "when each happened: {output}");
     assert_eq!(states, [(name, Some("raised")), (name, Some("cleared"))], "{output}");
     assert!(told[0]["value"].as_f64().is_some_and(|seconds| seconds >= 2.0), "{output}");
     assert_eq!(lines(&daemon, "broker_link").len(), 2);

@@ -45,10 +45,12 @@ async fn a_configuration_that_is_not_there_is_exit_code_2() {
 
 #[tokio::test]
 async fn a_sound_configuration_is_exit_code_0() {
-    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/config/bitnetd.toml");
-    let ended = run(&["check-config", reference]).await;
-    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
-    assert!(ended.out.contains("sound"), "{ended:?}");
+    for example in ["bitnetd", "production"] {
+        let path = format!("{}/config/{example}.toml", env!("CARGO_MANIFEST_DIR"));
+        let ended = run(&["check-config", &path]).await;
+        assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+        assert!(ended.out.contains("sound"), "{ended:?}");
+    }
 }
 
 #[tokio::test]
@@ -160,4 +162,55 @@ async fn a_url_as_the_broker_s_host_is_refused_with_the_keys_to_write() {
     let config = folder.write("bitnetd.toml", "[mqtt]\nhost = \"[::1]\"\nreply_topics = [\"a/#/b\"]\n");
     let ended = run(&["check-config", text(&config)]).await;
     assert!(ended.error_line().contains("bitnetd.toml:3: mqtt.reply_topics: \"a/#/b\" has #"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_profile_fills_what_the_file_leaves_out_and_is_explained_key_by_key() {
+    let folder = Folder::new();
+    let file =
+        folder.write("a.toml", "profile = \"mobile\"\n[budget]\nmemory_mb = 300\n[log]\nlevel = \"warn\"\n");
+    let ended = run(&["check-config", "--explain", text(&file)]).await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+    let said: Vec<&str> = ended.out.lines().collect();
+    for line in [
+        "profile = \"mobile\"  # the file",
+        "budget.memory_mb = 300  # the file",
+        "queue.depth = 8  # profile mobile",
+        "model.context = the model's own, at most 1024  # profile mobile",
+        "budget.parallel = as many as fit, at most 1  # profile mobile",
+        "queue.timeout_ms = 120000  # default",
+        "mqtt.host = none  # default",
+        "log.level = \"warn\"  # the file",
+    ] {
+        assert!(said.contains(&line), "{line}: {}", ended.out);
+    }
+    assert!(
+        ended.out.contains("\nbudget.threads = ") && !ended.out.contains("budget.threads = none"),
+        "{}",
+        ended.out
+    );
+    let wrong = folder.write("b.toml", "# a comment\nprofile = \"huge\"\n");
+    let ended = run(&["check-config", text(&wrong)]).await;
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(
+        ended
+            .error_line()
+            .starts_with(&format!("bitnetd: {}:2: profile: \"huge\" is none of", wrong.display())),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_plan_keeps_to_the_profile() {
+    let folder = Folder::new();
+    for (profile, parallel) in [("mobile", 1), ("edge", 2)] {
+        let socket = folder.path("socket");
+        let settings = format!("profile = \"{profile}\"\n[socket]\npath = {:?}\n", text(&socket));
+        let file = folder.write("profile.toml", &settings);
+        let mut daemon = Daemon::spawn(bitnetd().arg("serve").arg("--config").arg(&file), &folder);
+        daemon.ready().await;
+        assert_eq!(daemon.log().contains("(2 times "), parallel == 2, "{}", daemon.log());
+        daemon.process.terminate();
+        daemon.ends_well().await;
+    }
 }

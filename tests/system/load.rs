@@ -160,7 +160,7 @@ async fn unread_answers_are_refused_before_they_fill_the_memory_and_later_served
     if is_emulated() {
         return println!("skipped: the emulator's own memory cannot be told from the daemon's");
     }
-    let (folder, memory_mb) = (Folder::new(), 34);
+    let (folder, memory_mb) = (Folder::new(), 36);
     let settings = format!(
         "[budget]\nthreads = 1\nmemory_mb = {memory_mb}\n[queue]\ndepth = 100\n{}",
         endless().replace("65536", "4096")

@@ -2,6 +2,7 @@
 
 use crate::daemon::run;
 use crate::{Folder, data, text};
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn perplexity_is_low_for_a_text_the_model_was_trained_on_and_high_for_another() {
@@ -59,6 +60,24 @@ async fn inspect_shows_the_contents_of_a_file_and_the_boards_that_it_fits() {
     for part in ["tokenizer.ggml.tokens", "[2048 texts]", "blk.1.ffn_down.weight", "512 MB"] {
         assert!(page.out.contains(part), "{part}: {page:?}");
     }
+}
+
+#[tokio::test]
+async fn inspect_plans_structured_output_for_all_requests_at_the_same_time() {
+    let model = data("reference/llama-tiny.tq2_0.gguf");
+    for parallel in [1, 8] {
+        let count = parallel.to_string();
+        let said = run(&["inspect", "--json", "--parallel", &count, text(&model)]).await.json();
+        let memory = &said["memory"];
+        let of = |key: &str| memory[key].as_u64().expect("a number");
+        let expected = of("token_trie") + (parallel + 1) * of("per_grammar");
+        for board in memory["boards"].as_array().expect("a list") {
+            let planned = ["parallel", "structured_output"].map(|key| board[key].as_u64());
+            assert_eq!(planned, [Some(parallel), Some(expected)], "{board}");
+        }
+    }
+    let page = run(&["inspect", text(&model)]).await;
+    assert!(page.out.contains(" for each request at the same time and one more"), "{page:?}");
 }
 
 #[tokio::test]
@@ -127,4 +146,86 @@ async fn inspect_shows_a_file_that_cannot_be_run_and_the_reason() {
     assert!(ended.json()["problem"].as_str().is_some_and(|said| said.contains("blk.1.ffn_up")), "{ended:?}");
     let none = run(&["inspect", text(&folder.write("text", "no model"))]).await;
     assert_eq!((none.code, none.out.as_str()), (Some(3), ""), "{none:?}");
+}
+
+#[tokio::test]
+async fn eval_scores_the_answers_to_ones_own_cases() {
+    let folder = Folder::new();
+    let answer = r#"{"intent":"HassTurnOn","slots":{"area":"kitchen","domain":"light"}}"#;
+    let other = answer.replace("TurnOn", "TurnOff");
+    let ask = |judge: Value| {
+        let mut case = json!({"prompt": "turn on the kitchen light"});
+        case.as_object_mut().expect("an object").extend(judge.as_object().expect("an object").clone());
+        format!("{case}\n")
+    };
+    let cases = [
+        ask(json!({"json": serde_json::from_str::<Value>(answer).expect("JSON")})),
+        ask(json!({"contains": ["HassTurnOn", "kitchen"], "name": "by words"})),
+        ask(json!({"regex": "^\\{.*\\}$"})),
+        ask(json!({"exact": other, "name": "never \u{1b}[31m right"})),
+        ask(json!({"choices": ["{\"intent\":\"HassTurnOff\"", "{\"intent\":\"HassTurnOn\""], "answer": 1})),
+    ];
+    let file = folder.write("cases.jsonl", &cases.concat());
+    let ended = run(&["eval", "--json", text(&file)]).await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+    let said = ended.json();
+    let right: Vec<bool> =
+        said["results"].as_array().expect("a list").iter().map(|result| result["right"] == true).collect();
+    assert_eq!(right, [true, true, true, false, true], "{said}");
+    assert_eq!((&said["cases"], &said["right"]), (&json!(5), &json!(4)));
+    assert_eq!(said["kinds"]["exact"], json!({"cases": 1, "right": 0}));
+    let log_probabilities = &said["results"][4]["log_probabilities"];
+    assert!(log_probabilities[1].as_f64() > log_probabilities[0].as_f64(), "{said}");
+    let table = run(&["eval", text(&file)]).await.out;
+    assert!(table.contains("all             4 of      5   80.0 %"), "{table}");
+    assert!(table.contains("wrong: line 4 (never ") && !table.contains('\u{1b}'), "{table}");
+}
+
+#[tokio::test]
+async fn eval_names_the_line_that_is_no_case() {
+    let folder = Folder::new();
+    let file = folder.write("cases.jsonl", "{\"prompt\":\"a\",\"exact\":\"b\"}\n{\"prompt\":\"a\"}\n");
+    let empty = folder.write("empty.jsonl", "\n");
+    for (file, part) in
+        [(&file, "line 2: one of exact"), (&empty, "no case"), (&folder.path("none"), "No such file")]
+    {
+        let ended = run(&["eval", text(file)]).await;
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        let line = ended.error_line();
+        assert!(line.contains(part) && line.contains(text(file)), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn bench_times_ones_own_prompts_on_three_levels() {
+    let folder = Folder::new();
+    let text_file = folder.write("prompts.txt", "turn on the kitchen light\n\nclose the blinds\n");
+    let ended = run(&["bench", "--json", "--prompts", text(&text_file), "--levels", "--runs", "2"]).await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+    let said = ended.json();
+    let levels = said["levels"].as_array().expect("a list");
+    let names: Vec<&Value> = levels.iter().map(|level| &level["level"]).collect();
+    assert_eq!(names, ["baseline", "optimised", "aggressive"]);
+    for level in levels {
+        assert_eq!((&level["requests"], &level["answered"]), (&json!(4), &json!(4)), "{said}");
+        for figure in ["mean_ms", "requests_per_minute", "tokens_per_second", "prompt_tokens_per_second"] {
+            assert!(level[figure].as_f64().is_some_and(|figure| figure > 0.0), "{figure}: {said}");
+        }
+    }
+    assert_eq!((&levels[0]["same_answers"], &levels[1]["same_answers"]), (&json!(4), &json!(4)), "{said}");
+    let lines = folder.write("prompts.jsonl", "{\"prompt\":\"turn on the light\",\"max_tokens\":3}\n");
+    let csv = run(&["bench", "--csv", "--prompts", text(&lines)]).await.out;
+    let rows: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert!(rows.len() == 2 && rows[0].len() == rows[1].len() && rows[1][0] == "chosen", "{csv}");
+    let table = run(&["bench", "--prompts", text(&lines)]).await.out;
+    assert!(table.contains("1 prompts, each 1 times") && table.contains("\nchosen "), "{table}");
+    // One that does not fit into the context is counted, and the others are answered.
+    let long = folder.write("long.txt", &format!("{}\nclose the blinds\n", "light ".repeat(20_000)));
+    let said = run(&["bench", "--json", "--prompts", text(&long)]).await.json();
+    assert_eq!(said["levels"][0]["success_percent"], 50.0, "{said}");
+    assert!(said["levels"][0]["error"].is_string(), "{said}");
+    let wrong = folder.write("wrong.jsonl", "{\"prompt\":\"a\"}\n{\"promt\":\"b\"}\n");
+    let ended = run(&["bench", "--prompts", text(&wrong)]).await;
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.error_line().contains("line 2: unknown field `promt`"), "{ended:?}");
 }

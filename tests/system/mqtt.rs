@@ -87,7 +87,7 @@ async fn streamed_tokens_come_in_order_before_the_one_done() {
 
 #[tokio::test]
 async fn plain_text_goes_to_the_response_topic_with_its_correlation_data() {
-    let home = Home::new().await;
+    let home = Home::with("[guard]\nclear_ids = true\n").await;
     let mut replies = home.listen("kitchen/answers").await;
     for topic in ["bitnetd/cellar/prompt", "bitnetd/cellar/prompt/kitchen"] {
         let case = &cases()[2];

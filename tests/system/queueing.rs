@@ -30,6 +30,20 @@ async fn a_full_queue_refuses_with_a_time_to_retry() {
 }
 
 #[tokio::test]
+async fn a_report_says_at_once_that_a_request_runs_which_another_client_sent() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, &endless()).await;
+    let (mut client, mut other) = (daemon.client().await, daemon.client().await);
+    for _ in 0..5 {
+        client.keep_busy().await;
+        let report = other.ask(json!({"telemetry": true})).await;
+        assert_eq!(report["requests"]["running"], 1, "{report}");
+        client.cancel_busy().await;
+        assert_eq!(client.end().await["finish_reason"], "cancelled");
+    }
+}
+
+#[tokio::test]
 async fn what_is_cancelled_ends_with_what_it_has() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, &endless()).await;

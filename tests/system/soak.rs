@@ -47,12 +47,12 @@ struct Seen {
 
 #[tokio::test]
 async fn mixed_prompts_over_all_transports_keep_to_the_budget_without_leaks() {
-    soak(Load { parallel: 1, memory_mb: 42, clients: 6, has_disk: false }).await;
+    soak(Load { parallel: 1, memory_mb: 44, clients: 6, has_disk: false }).await;
 }
 
 #[tokio::test]
 async fn sixteen_at_once_keep_to_the_budget_without_leaks() {
-    soak(Load { parallel: 16, memory_mb: 60, clients: 20, has_disk: true }).await;
+    soak(Load { parallel: 16, memory_mb: 62, clients: 20, has_disk: true }).await;
 }
 
 async fn soak(load: Load) {

@@ -13,6 +13,31 @@ async fn counts(client: &mut Client) -> (u64, u64) {
 }
 
 #[tokio::test]
+async fn a_predicted_answer_is_verified_and_counted_and_changes_no_answer() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let request = json!({"prompt": "set the thermostat in the living room to 21 degrees", "cache": false, "stream": false});
+    let without = client.ask(request.clone()).await;
+    assert_eq!((&without["event"], &without["prediction"]), (&json!("done"), &Value::Null), "{without}");
+    let answer = without["text"].as_str().expect("a text").to_owned();
+    let mut ask = async |prediction: &str, speculate: bool| {
+        let mut request = request.clone();
+        (request["prediction"], request["speculate"]) = (json!(prediction), json!(speculate));
+        let done = client.ask(request).await;
+        assert_eq!((&done["text"], &done["usage"]), (&without["text"], &without["usage"]), "{done}");
+        let count = |key: &str| done["prediction"][key].as_u64().expect("a count");
+        (count("accepted_tokens"), count("rejected_tokens"))
+    };
+    let (accepted, rejected) = ask(&answer, true).await;
+    assert!(accepted >= 10 && rejected <= 7, "{accepted}, {rejected}");
+    let (accepted, rejected) = ask(&answer.replace("21", "35"), true).await;
+    assert!(accepted >= 5 && rejected > 0, "{accepted}, {rejected}");
+    assert_eq!(ask(&answer, false).await, (0, 0));
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn it_changes_no_answer_and_is_left_out_where_it_is_not_wanted() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, &endless()).await;

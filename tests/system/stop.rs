@@ -72,5 +72,6 @@ async fn an_idle_daemon_stops_and_leaves_nothing_of_its_socket() {
         .map(|entry| entry.expect("its entries too").file_name())
         .collect();
     left.sort();
-    assert_eq!(left, ["bitnetd.toml", "log"]);
+    // The state folder has the history.
+    assert_eq!(left, ["bitnetd.toml", "log", "state"]);
 }

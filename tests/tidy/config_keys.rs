@@ -28,7 +28,8 @@ pub fn in_toml(text: &str) -> Keys {
 /// those that stand there once more.
 pub fn in_page(text: &str) -> (Keys, Keys) {
     let (mut keys, mut again) = (Keys::new(), Keys::new());
-    let mut section = None;
+    // Keys before the first section of the file stand before the first heading of a section.
+    let mut section = Some("");
     for (at, line) in text.lines().enumerate() {
         if let Some(heading) = line.strip_prefix("## ") {
             section = section_of(heading);
@@ -154,11 +155,11 @@ mod tests {
 
     #[test]
     fn the_tables_of_a_page_are_read_under_the_headings_of_sections() {
-        let text = "# Keys\n| `a` | no section |\n## [log]\n| key | default |\n| `level` | info |\n| `level` | info |\n## More\n| `b` | x |\n";
+        let text = "# Keys\n| `a` | before the first section |\n## [log]\n| key | default |\n| `level` | info |\n| `level` | info |\n## More\n| `b` | x |\n";
         let (keys, again) = in_page(text);
         assert_eq!(
             (names(keys), again.into_values().collect::<Vec<_>>()),
-            (vec!["log.level".into()], vec![6])
+            (vec!["a".into(), "log.level".into()], vec![6])
         );
     }
 

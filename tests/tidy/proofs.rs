@@ -171,7 +171,7 @@ fn a_path_that_does_not_exist_is_found_in_a_page() {
 #[test]
 fn a_key_that_only_one_side_has_is_found() {
     let mirror = File::new(
-        "src/config/toml_schema.rs",
+        "src/config/toml_schema/mod.rs",
         "struct File { log: Log }\nstruct Log {\n    level: String,\n    colour: bool,\n}\n",
     );
     let example = File::new("config/bitnetd.toml", "[log]\nlevel = \"info\"\n# format = \"short\"\n");
@@ -185,10 +185,10 @@ fn a_key_that_only_one_side_has_is_found() {
         .collect();
     let expected = [
         "config/bitnetd.toml:3: `log.format`",
-        "src/config/toml_schema.rs:4: `log.colour`",
+        "src/config/toml_schema/mod.rs:4: `log.colour`",
         "docs/configuration.md:3: `log.format`",
         "docs/configuration.md:4: `log.colour` is explained twice",
-        "src/config/toml_schema.rs:3: `log.level`",
+        "src/config/toml_schema/mod.rs:3: `log.level`",
     ];
     assert_eq!(found.len(), expected.len(), "{found:?}");
     for (found, expected) in found.iter().zip(expected) {

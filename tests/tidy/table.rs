@@ -36,7 +36,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("engine/synthetic",    &["random", "engine::error", "engine::gguf", "engine::quant"]),
     ("engine/builtin",   &["engine"]),
     ("home",             &["external_text", "config", "protocol"]),
-    ("guard",            &["config", "protocol"]),
+    ("guard",            &["random", "external_text", "config", "protocol"]),
     ("telemetry",        &["random", "config", "protocol"]),
     ("transport",        &["external_text", "config", "protocol", "home", "telemetry"]),
     ("daemon",           &["config", "protocol", "home", "guard", "telemetry", "transport"]),
@@ -44,6 +44,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     ("daemon/mod",       &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("daemon/worker",    &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("daemon/structured", &["protocol", "engine"]),
+    ("daemon/health", &["protocol", "telemetry", "daemon", "engine"]),
     ("daemon/home_intent", &["protocol", "home", "engine"]),
     ("daemon/memory_plan",    &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("cli",              &[EVERYTHING]),
@@ -104,8 +105,19 @@ pub const FOREIGN_PATHS: &[&str] = &[concat!("/wo", "rk/"), concat!("../sha", "r
 
 /// Names that several public types may share, since their module says which is meant. The last are sections of the
 /// configuration, which have the names of the modules that they configure.
-pub const SHARED_TYPE_NAMES: &[&str] =
-    &["Error", "Config", "Builder", "State", "Alerts", "Home", "Model", "Queue", "Telemetry"];
+pub const SHARED_TYPE_NAMES: &[&str] = &[
+    "Error",
+    "Config",
+    "Builder",
+    "State",
+    "Alerts",
+    "Guard",
+    "History",
+    "Home",
+    "Model",
+    "Queue",
+    "Telemetry",
+];
 
 #[rustfmt::skip] // words, not a column of them
 /// Words of the old idiom, which may not come back in names or in comments.

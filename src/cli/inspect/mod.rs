@@ -149,8 +149,10 @@ struct MemoryNeeds {
     cache_per_token: usize,
     scratch: usize,
     tokenizer: usize,
-    /// Structured output, from its first use on.
-    grammar: usize,
+    /// Structured output, from its first use on: the trie of the vocabulary.
+    token_trie: usize,
+    /// Each grammar at work, of which there is one more than requests that are answered at the same time.
+    per_grammar: usize,
     boards: Vec<BoardFit>,
 }
 
@@ -167,6 +169,8 @@ struct BoardFit {
     parallel: usize,
     /// Memory of the daemon with this model, in bytes.
     total: usize,
+    /// What structured output takes besides where all of them have a grammar; `null` where the budget has no place for it.
+    structured_output: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -326,7 +330,10 @@ fn memory(file: &ModelFile, parallel: Option<usize>) -> MemoryNeeds {
             Err(refused) => (false, refused.plan),
         };
         let MemoryPlan { context, parallel, .. } = plan;
-        BoardFit { name, budget: plan.budget.bytes, fits, context, parallel, total: plan.total() }
+        let has_grammars = fits && plan.unplanned_grammar().is_none();
+        let structured_output = has_grammars.then(|| plan.structured_output());
+        let (budget, total) = (plan.budget.bytes, plan.total());
+        BoardFit { name, budget, fits, context, parallel, total, structured_output }
     };
     let mut boards: Vec<BoardFit> = BOARDS.iter().map(|mib| board(board_name(*mib), mib << 20)).collect();
     boards.push(board("this machine".into(), host.memory_bytes as usize));
@@ -336,7 +343,8 @@ fn memory(file: &ModelFile, parallel: Option<usize>) -> MemoryNeeds {
         cache_per_token: footprint.cache_per_token,
         scratch: footprint.scratch,
         tokenizer: footprint.tokenizer,
-        grammar: footprint.grammar,
+        token_trie: footprint.token_trie,
+        per_grammar: footprint.per_grammar,
         boards,
     }
 }

@@ -115,18 +115,24 @@ fn plan(out: &mut String, memory: &MemoryNeeds) -> std::fmt::Result {
     writeln!(
         out,
         "\nmemory, in MiB: weights {:.1} mapped + {:.1} repacked, tokenizer {:.1}, scratch {:.1}, KV cache {:.1} KiB a token; \
-         structured output {:.1} from its first use",
+         structured output from its first use {:.1}, and {:.1} for each request at the same time and one more",
         mib(memory.mapped),
         mib(memory.repacked),
         mib(memory.tokenizer),
         mib(memory.scratch),
         memory.cache_per_token as f64 / 1024.0,
-        mib(memory.grammar)
+        mib(memory.token_trie),
+        mib(memory.per_grammar)
     )?;
-    writeln!(out, "  {:<14} {:>8} {:>10} {:>9}", "board", "budget", "context", "takes")?;
-    for BoardFit { name, budget, fits, context, parallel, total } in &memory.boards {
+    writeln!(
+        out,
+        "  {:<14} {:>8} {:>10} {:>9} {:>18}",
+        "board", "budget", "context", "takes", "structured output"
+    )?;
+    for BoardFit { name, budget, fits, context, parallel, total, structured_output } in &memory.boards {
         let context = if *fits { format!("{parallel} x {context}") } else { "too small".into() };
-        writeln!(out, "  {name:<14} {:>8.0} {context:>10} {:>9.1}", mib(*budget), mib(*total))?;
+        let more = structured_output.map_or("no".into(), |bytes| format!("{:.1} more", mib(bytes)));
+        writeln!(out, "  {name:<14} {:>8.0} {context:>10} {:>9.1} {more:>18}", mib(*budget), mib(*total))?;
     }
     writeln!(out, "  A board's budget is three quarters of its memory, the default of budget.memory_mb.")
 }

@@ -4,6 +4,7 @@
 
 pub(super) mod bench;
 pub(super) mod convert;
+pub(super) mod eval;
 pub(super) mod logits;
 pub(super) mod perplexity;
 pub(super) mod tokenize;

@@ -3,7 +3,9 @@
 //! It requests the report over the socket, as any client can, and draws it. Deliberately knows nothing of how the
 //! report is made.
 
+mod alerts;
 mod render;
+mod report_view;
 mod terminal;
 
 use super::daemon_socket::{connection_lost, default_socket, no_daemon, not_bitnetd};
@@ -49,10 +51,11 @@ pub(super) fn run(args: Top) -> Result<(), Failure> {
     block_on(async {
         let path = args.socket.clone().unwrap_or_else(default_socket);
         let mut daemon = DaemonConnection::connect(&path).await?;
-        let report = daemon.report().await?;
         if args.json {
+            let report = daemon.request("telemetry").await?;
             return print(format!("{report}\n").as_bytes());
         }
+        let report = daemon.report().await?;
         if args.once || !io::stdout().is_terminal() {
             let drawn = frame(&report, &Trends::default(), &path.display().to_string(), DEFAULT_WIDTH, false);
             return print(drawn.as_bytes());
@@ -141,10 +144,22 @@ impl DaemonConnection {
         Ok(DaemonConnection { path: path.to_owned(), stream: BufReader::new(stream) })
     }
 
-    /// Requests the report and waits for it.
+    /// Requests the report, and the list of alerts for it.
     async fn report(&mut self) -> Result<Value, Failure> {
+        let mut report = self.request("telemetry").await?;
+        match self.request("alerts").await {
+            Ok(list) => report["alert_list"] = list,
+            // A daemon of an earlier version knows no such list.
+            Err(Failure { code: 5, .. }) => {}
+            Err(failure) => return Err(failure),
+        }
+        Ok(report)
+    }
+
+    /// Requests what the daemon gives under this name, and waits for it.
+    async fn request(&mut self, what: &str) -> Result<Value, Failure> {
         // A daemon that refuses the connection may have closed it already; its error event can still be read.
-        let _ = self.stream.write_all(b"{\"telemetry\":true}\n").await;
+        let _ = self.stream.write_all(format!("{{\"{what}\":true}}\n").as_bytes()).await;
         let mut line = String::new();
         let mut stream = (&mut self.stream).take(MAX_REPORT);
         match timeout(REPORT_TIMEOUT, stream.read_line(&mut line)).await {
@@ -153,7 +168,7 @@ impl DaemonConnection {
         }
         let report: Value = serde_json::from_str(&line).map_err(|_| not_bitnetd(&self.path))?;
         match report["event"].as_str() {
-            Some("telemetry") => Ok(sanitized(report)),
+            Some(event) if event == what => Ok(sanitized(report)),
             Some("error") => Err(refused(&report)),
             _ => Err(not_bitnetd(&self.path)),
         }

@@ -3,6 +3,8 @@
 //! Pure. It reads the report as JSON, as any other client has to, and leaves out unknown values. Deliberately knows
 //! no terminal.
 
+use super::alerts;
+use super::report_view::ReportView;
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -62,32 +64,12 @@ impl Trend {
     }
 }
 
-/// Access to a report, with unknown values as `None`.
-struct ReportView<'a>(&'a Value);
-
-impl ReportView<'_> {
-    fn number(&self, path: &str) -> Option<f64> {
-        self.0.pointer(path)?.as_f64()
-    }
-
-    fn text(&self, path: &str) -> Option<&str> {
-        self.0.pointer(path)?.as_str()
-    }
-
-    fn flag(&self, path: &str) -> Option<bool> {
-        self.0.pointer(path)?.as_bool()
-    }
-
-    fn count(&self, path: &str) -> u64 {
-        self.0.pointer(path).and_then(Value::as_u64).unwrap_or(0)
-    }
-}
-
 /// The whole view, `width` characters wide. With `colours` names and alerts are highlighted.
 pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize, colours: bool) -> String {
     let view = ReportView(report);
     let mut lines = vec![title(&view, socket), String::new()];
-    lines.extend(alerts(&view).map(|shown| style(&shown, ALARM, colours)));
+    lines.extend(alerts::raised(&view).iter().map(|shown| style(shown, ALARM, colours)));
+    lines.extend(alerts::past(&view));
     let rows = [
         ("power", power(&view, &trends.power)),
         ("energy", energy(&view)),
@@ -158,11 +140,6 @@ fn duration(seconds: u64) -> String {
         (0, _, _) => format!("{hours} h {minutes} min"),
         _ => format!("{days} d {hours} h"),
     }
-}
-
-fn alerts(view: &ReportView<'_>) -> impl Iterator<Item = String> {
-    let raised = view.0.pointer("/alerts").and_then(Value::as_array).cloned().unwrap_or_default();
-    raised.into_iter().filter_map(|alert| Some(format!("ALERT       {}", spaced(alert.as_str()?))))
 }
 
 /// `under_voltage` in words.
@@ -269,13 +246,21 @@ fn requests(view: &ReportView<'_>) -> Option<String> {
     ))
 }
 
-/// How many requests share a pass over the weights, and what prompts had in common.
+/// How many requests share a pass over the weights, what prompts had in common, and how much of what was looked up was
+/// right.
 fn together(view: &ReportView<'_>) -> Option<String> {
     let count = |name: &str| view.count(&format!("/decoding/{name}"));
     let steps = view.number("/decoding/steps").filter(|steps| *steps > 0.0)?;
     let prefixes = match count("prefix_hits") {
         0 => None,
         hits => Some(format!("prefix hits: {hits} ({} tokens saved)", count("prefix_tokens"))),
+    };
+    let speculation = match count("proposed_tokens") {
+        0 => None,
+        proposed => {
+            let percent = 100.0 * count("accepted_tokens") as f64 / proposed as f64;
+            Some(format!("looked up: {proposed} tokens ({percent:.0} % accepted)"))
+        }
     };
     let suspensions = match count("suspensions") {
         0 => None,
@@ -284,6 +269,7 @@ fn together(view: &ReportView<'_>) -> Option<String> {
     joined([
         Some(format!("{:.1} requests a step", view.number("/decoding/step_requests")? / steps)),
         prefixes,
+        speculation,
         suspensions,
     ])
 }
@@ -366,7 +352,6 @@ mod tests {
     use crate::telemetry::Telemetry;
     use crate::telemetry::sensors::{Sensors, Snapshot};
     use serde_json::json;
-    use std::collections::HashMap;
     use std::path::Path;
     use std::time::{Duration, Instant, SystemTime};
 
@@ -423,13 +408,17 @@ mod tests {
         assert!(shown(&telemetry).contains("\ntogether    2.3 requests a step\n"), "{}", shown(&telemetry));
         telemetry.decoding.found_prefix(128);
         telemetry.decoding.record_suspension();
+        telemetry.decoding.speculated(12, 9);
         [1000, 2000]
             .into_iter()
             .for_each(|ms| telemetry.waiting.begun("a\x1b[1m", Duration::from_millis(ms)));
         telemetry.waiting.begun("idle", Duration::ZERO);
-        telemetry.waiting.set_waiting(&HashMap::from([("a\x1b[1m", 3), ("b", 1)]));
+        ["a\x1b[1m", "b", "a\x1b[1m", "a\x1b[1m"]
+            .into_iter()
+            .for_each(|client| telemetry.waiting.joined(client));
         let shown = shown(&telemetry);
-        let together = "\ntogether    2.3 requests a step, prefix hits: 1 (128 tokens saved), suspended: 1\n";
+        let together = "\ntogether    2.3 requests a step, prefix hits: 1 (128 tokens saved), \
+                        looked up: 12 tokens (75 % accepted), suspended: 1\n";
         assert!(shown.contains(together), "{shown}");
         assert!(shown.contains("\nwaiting     a?[1m 3 (mean 1.5 s), b 1\n"), "{shown}");
     }

@@ -117,6 +117,11 @@ impl MemoryWatch {
         state
     }
 
+    /// Whether requests are refused because memory is short.
+    pub fn is_short(&self) -> bool {
+        locked(&self.admission).is_short()
+    }
+
     /// Whether memory was short before, and its state now.
     fn update_guard(&self, was_freed: bool) -> (bool, MemoryState) {
         let (used, is_running) = (self.measure(), self.running.is_running());

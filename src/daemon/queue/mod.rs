@@ -4,15 +4,19 @@
 //! controls and the watch over the memory. Deliberately knows no model.
 
 mod memory_watch;
+#[cfg(test)]
+mod tests;
 mod worker_controls;
 
-use super::admission::{Admission, QueuedRequest};
+use super::admission::{Admission, QueuedRequest, Refused};
 use super::answer_cache::SharedAnswers;
 use super::locked;
 use super::memory_guard::MemoryGuard;
 use super::memory_plan::MemoryPlan;
 use super::running::RunningRequests;
+use super::shared_guard::SharedGuard;
 use crate::config::Config;
+use crate::guard::Denied;
 use crate::protocol::Refusal;
 use crate::telemetry::Telemetry;
 use crate::transport::Inbound;
@@ -22,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use worker_controls::WorkerControls;
+pub(super) use worker_controls::WorkerControls;
 
 /// Time between two checks whether the queue has drained.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
@@ -39,6 +43,8 @@ pub(super) struct Queue {
     occupied: Notify,
     /// The timeout of requests that name none, in milliseconds.
     timeout_ms: AtomicU64,
+    /// What clients may ask.
+    pub guard: SharedGuard,
     /// The requests that the worker answers.
     pub running: Arc<RunningRequests>,
     /// Whether the process is short of memory.
@@ -54,12 +60,14 @@ impl Queue {
     pub fn new(config: &Config, plan: &MemoryPlan, telemetry: Arc<Telemetry>) -> Self {
         let guard = MemoryGuard::new(plan.budget.bytes as u64, plan.footprint.mapped as u64);
         let admission = Arc::new(Mutex::new(Admission::new(&config.queue, guard)));
-        let (answers, running) = (Arc::<SharedAnswers>::default(), Arc::<RunningRequests>::default());
+        let answers = Arc::<SharedAnswers>::default();
+        let running = Arc::new(RunningRequests::new(Arc::clone(&telemetry)));
         let memory =
             MemoryWatch::new(plan, Arc::clone(&admission), Arc::clone(&answers), Arc::clone(&running));
         let queue = Queue {
             admission,
             telemetry,
+            guard: SharedGuard::new(&config.guard),
             offered: Condvar::new(),
             occupied: Notify::new(),
             timeout_ms: AtomicU64::default(),
@@ -78,16 +86,19 @@ impl Queue {
         self.timeout_ms.store(ms, Ordering::Relaxed);
         self.answers.set_scope(config.cache.scope);
         self.worker.set_speculation(config.defaults.speculate);
+        self.guard.adopt(&config.guard);
         locked(&self.admission).set_client_percent(config.queue.client_percent);
     }
 
     /// Admits a request, or refuses it.
-    pub fn offer(&self, inbound: Inbound) {
+    pub fn offer(&self, mut inbound: Inbound) {
+        if let Err(denied) = self.guard.check(&mut inbound) {
+            return self.deny(inbound, denied);
+        }
         self.memory.check();
         let default = Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed));
         let timeout = inbound.request.timeout.unwrap_or(default);
-        let offered = locked(&self.admission).offer(inbound, timeout);
-        match offered {
+        match self.admit(inbound, timeout) {
             Ok(replaced) => {
                 self.offered.notify_one();
                 self.occupied.notify_one();
@@ -97,10 +108,25 @@ impl Queue {
         }
     }
 
+    /// Under the lock throughout, so that the worker does not take the request before it is counted.
+    fn admit(&self, inbound: Inbound, timeout: Duration) -> Result<Option<Refused>, Box<(Inbound, Refusal)>> {
+        let client = inbound.client.clone();
+        let mut admission = locked(&self.admission);
+        let replaced = admission.offer(inbound, timeout)?;
+        self.telemetry.waiting.joined(&client);
+        replaced.iter().for_each(|(request, _)| self.note_left(request));
+        Ok(replaced)
+    }
+
+    /// Counts a request that no longer waits.
+    fn note_left(&self, request: &QueuedRequest) {
+        self.telemetry.waiting.left(&request.inbound.client);
+    }
+
     /// Refuses waiting requests that were cancelled or exceeded their deadline.
     pub fn sweep(&self, now: Instant) {
         let swept = locked(&self.admission).sweep(now);
-        swept.into_iter().for_each(|(request, refusal)| self.refuse(request.inbound, refusal));
+        self.refuse_waiting(swept);
     }
 
     /// Waits until some request waits.
@@ -122,20 +148,13 @@ impl Queue {
         self.worker.cut_off();
         let left = locked(&self.admission).close();
         self.offered.notify_all();
-        left.into_iter().for_each(|(request, refusal)| self.refuse(request.inbound, refusal));
+        self.refuse_waiting(left);
     }
 
     /// The numbers of requests that wait and that run.
     pub fn level(&self) -> (usize, usize) {
         let admission = locked(&self.admission);
         (admission.waiting(), self.running.count())
-    }
-
-    /// Records for the telemetry how many requests wait and run.
-    pub fn record_level(&self) {
-        let admission = locked(&self.admission);
-        self.telemetry.set_queue(admission.waiting(), self.running.count());
-        self.telemetry.waiting.set_waiting(&admission.waiting_by_client());
     }
 
     /// Cancels the requests that are being answered; how many there were.
@@ -201,9 +220,25 @@ impl Queue {
         Some(self.begin(request))
     }
 
+    /// A request counts as running before it no longer counts as waiting, so that no report is without it.
     fn begin(&self, mut request: QueuedRequest) -> QueuedRequest {
         request.running = Some(self.running.begin(&request.inbound.cancel));
+        self.note_left(&request);
         request
+    }
+
+    /// Refuses a request that the guard does not allow.
+    pub fn deny(&self, inbound: Inbound, denied: Denied) {
+        self.telemetry.security.refused(&inbound.client, denied.reason);
+        self.refuse(inbound, denied.refusal);
+    }
+
+    /// Refuses requests that waited until now.
+    fn refuse_waiting(&self, refused: Vec<Refused>) {
+        for (request, refusal) in refused {
+            self.note_left(&request);
+            self.refuse(request.inbound, refusal);
+        }
     }
 
     /// Sends a client the reason why its request gets no answer.

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use watchdog::StallDetector;
+pub(super) use watchdog::StallDetector;
 
 /// Time between two status lines, and between two timeout extensions.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// The parts that may stall while the rest of the daemon runs.
 #[derive(Debug)]
-pub(super) struct StallDetector {
+pub(in crate::daemon) struct StallDetector {
     worker: StepWatch,
     link: Option<(Heartbeat, StepWatch)>,
 }

@@ -3,8 +3,10 @@
 use crate::engine::Engine;
 use crate::engine::logprobs::{IdLogprob, PositionLogprobs};
 use crate::engine::model::PassTimings;
-use crate::engine::session::{Answer, StopReason};
-use crate::protocol::{AnswerDetails, Choice, FinishReason, LikelyToken, TokenLogprob, ToolCall};
+use crate::engine::session::{Answer, SpeculationCounts, StopReason};
+use crate::protocol::{
+    AnswerDetails, Choice, FinishReason, LikelyToken, PredictionUsage, TokenLogprob, ToolCall,
+};
 use std::time::Duration;
 
 /// An answer, and why it ended.
@@ -53,8 +55,8 @@ fn without_tokens(text: String, end: StopReason) -> Answer {
         logprobs: None,
         forced: 0,
         cached: 0,
-        proposed: 0,
-        accepted: 0,
+        looked_up: SpeculationCounts::default(),
+        predicted: SpeculationCounts::default(),
         end,
         prefill: Duration::ZERO,
         first_token: None,
@@ -81,7 +83,18 @@ pub(super) fn details(engine: &Engine, answers: &mut [FinishedAnswer]) -> Answer
         let (text, tool_calls) = (answer.text.clone(), std::mem::take(tool_calls));
         choices.push(Choice { index, text, finish_reason: *finish_reason, tool_calls, logprobs });
     }
-    AnswerDetails { logprobs: first, tool_calls, choices }
+    AnswerDetails { logprobs: first, tool_calls, choices, prediction: None }
+}
+
+/// What became of the tokens that were looked up in the predicted answer.
+pub(super) fn prediction_usage(answers: &[FinishedAnswer]) -> PredictionUsage {
+    let of_all = |count: fn(SpeculationCounts) -> usize| {
+        answers.iter().map(|answer| count(answer.answer.predicted)).sum::<usize>() as u32
+    };
+    PredictionUsage {
+        accepted_tokens: of_all(|counts| counts.accepted),
+        rejected_tokens: of_all(|counts| counts.proposed - counts.accepted),
+    }
 }
 
 /// The log-probabilities at one position, with the tokens' texts.

@@ -4,6 +4,7 @@
 //! and no configuration file.
 
 mod answer_events;
+mod filtered_text;
 mod request_options;
 mod scheduler;
 mod streamed_answer;
@@ -13,6 +14,7 @@ mod tool_calls;
 use super::DaemonError;
 use super::admission::QueuedRequest;
 use super::answer_cache::{CacheKey, CachedAnswer};
+use super::health;
 use super::home_intent::{self, HomeIntent, HomeIntents};
 use super::locked;
 use super::queue::Queue;
@@ -25,14 +27,15 @@ use crate::engine::thread_pool;
 use crate::engine::thread_tuner::{PREFILL_TOKENS, ThreadCounts};
 use crate::engine::tokenizer::CallSyntax;
 use crate::engine::{self, Engine, ModelFile};
+use crate::guard::Denied;
 use crate::protocol::{
-    AnswerDetails, Code, Done, Event, FinishReason, Refusal, Request, RequestEnergy, RequestId,
-    ShortlistCounts, Timings, Usage,
+    AnswerDetails, Code, Done, Event, FinishReason, PredictionUsage, Refusal, Request, RequestEnergy,
+    RequestId, ShortlistCounts, Timings, Usage,
 };
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, ComputeSpan, Telemetry};
 use crate::transport::{Inbound, WhenFull};
-use answer_events::{FinishedAnswer, details};
+use answer_events::{FinishedAnswer, details, prediction_usage};
 use log::{debug, info, warn};
 use request_options::{cache_key, cacheable, generate_options, prefix_scope};
 use scheduler::Scheduler;
@@ -100,7 +103,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("compute-0".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || match self.load(file, &options) {
+            .spawn(move || match self.test_and_load(file, &options) {
                 Err(error) => drop(loaded.send(Err(error))),
                 Ok(engine) => {
                     let fixed = engine.model().threads();
@@ -125,6 +128,12 @@ impl Worker {
             Ok(Err(error)) => Err(DaemonError::Model(error)),
             Err(_) => Err(DaemonError::Setup("the worker died while it loaded the model".into())),
         }
+    }
+
+    /// Tests the kernels before they are used, then loads the model.
+    fn test_and_load(&self, file: ModelFile, options: &engine::EngineOptions) -> Result<Engine, LoadError> {
+        health::run_self_test(&self.telemetry);
+        self.load(file, options)
     }
 
     /// Loads the model on this thread, which is bound to the processors for computing, and so are the threads that
@@ -175,7 +184,11 @@ impl Worker {
         let key = cache_key(request, client, &prompt.tokens, intent.as_ref().map(HomeIntent::home_version));
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
-                self.send_cached(stored, prompt.tokens.len(), queued.inbound);
+                // The filter may be newer than the answer.
+                match self.queue.guard.filter().and_then(|filter| filter.find(&stored.text)) {
+                    Some(found) => self.queue.deny(queued.inbound, Denied::answer(found)),
+                    None => self.send_cached(stored, prompt.tokens.len(), queued.inbound),
+                }
                 return Ok(None);
             }
             Some(None) => self.telemetry.cache_miss(),
@@ -186,9 +199,19 @@ impl Worker {
             Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
         let speculate = request.speculate.unwrap_or_else(|| self.queue.worker.speculates());
-        let options = GenerateOptions { constraint, prefix_scope, speculate, ..generate_options(request) };
+        let prediction = if speculate { self.prediction(engine, request) } else { Vec::new() };
+        let options = generate_options(request);
+        let options = GenerateOptions { constraint, prefix_scope, speculate, prediction, ..options };
         let answer = StreamedAnswer::new(&self.queue, engine, queued, prompt);
         Ok(Some(PreparedRequest { answer, options, intent, key }))
+    }
+
+    /// The tokens of the answer that the client predicts, as many as an answer can have.
+    fn prediction(&self, engine: &Engine, request: &Request) -> Vec<u32> {
+        let text = request.prediction.as_deref().unwrap_or_default();
+        let mut tokens = engine.tokenizer().encode_continuation(text);
+        tokens.truncate(self.context);
+        tokens
     }
 
     /// Sends the last event of a request that was answered.
@@ -201,8 +224,10 @@ impl Worker {
         at: RequestTimes,
         work: WorkShare<'_>,
     ) {
-        let Inbound { id, client, reply, .. } = inbound;
-        let done = self.done(engine, id, prompt, answers, at, work);
+        let Inbound { request, id, client, reply, .. } = inbound;
+        let prediction = request.prediction.is_some().then(|| prediction_usage(&answers));
+        let mut done = self.done(engine, id, prompt, answers, at, work);
+        done.details.prediction = prediction;
         self.record_done(&client, &done);
         reply.finish(Event::Done(Box::new(done)));
     }
@@ -217,9 +242,10 @@ impl Worker {
 
     fn count_speculation(&self, answers: &[FinishedAnswer]) {
         let of_all = |count: fn(&Answer) -> usize| answers.iter().map(|answer| count(&answer.answer)).sum();
-        self.telemetry
-            .decoding
-            .speculated(of_all(|answer| answer.proposed), of_all(|answer| answer.accepted));
+        self.telemetry.decoding.speculated(
+            of_all(|answer| answer.looked_up.proposed),
+            of_all(|answer| answer.looked_up.accepted),
+        );
     }
 
     /// Stores a complete answer that may be given again.
@@ -261,6 +287,7 @@ impl Worker {
     fn refuse_answer(&self, queued: QueuedRequest, error: AnswerError) {
         match error {
             AnswerError::Prompt(error) => self.queue.refuse(queued.inbound, self.prompt_refusal(&error)),
+            AnswerError::Filtered(found) => self.queue.deny(queued.inbound, Denied::answer(found)),
             AnswerError::Refused(refusal) => {
                 self.refuse_format::<()>(queued, refusal);
             }
@@ -291,7 +318,13 @@ impl Worker {
             tool_calls::prompt(engine, request)
         };
         match prompt {
-            Ok(prompt) => Some((queued, prompt)),
+            Ok(prompt) => match self.queue.guard.check_tokens(prompt.tokens.len()) {
+                Ok(()) => Some((queued, prompt)),
+                Err(denied) => {
+                    self.queue.deny(queued.inbound, denied);
+                    None
+                }
+            },
             Err(error) => {
                 self.queue.refuse(queued.inbound, self.prompt_refusal(&error));
                 None
@@ -319,6 +352,7 @@ impl Worker {
             let _ = reply.token(stored.text.clone());
         }
         let ms = milliseconds(received, Instant::now());
+        let prediction = request.prediction.is_some().then(PredictionUsage::default);
         reply.finish(Event::Done(Box::new(Done {
             id,
             text: stored.text,
@@ -331,7 +365,7 @@ impl Worker {
             timings: Timings { queue_ms: ms, ttft_ms: ms, total_ms: ms, ..Timings::default() },
             energy: None,
             cached: true,
-            details: AnswerDetails::default(),
+            details: AnswerDetails { prediction, ..AnswerDetails::default() },
         })));
     }
 

@@ -3,6 +3,7 @@
 //! Deliberately knows no telemetry and nothing of the requests that wait.
 
 use super::answer_events::{FinishedAnswer, token_logprob};
+use super::filtered_text::FilteredText;
 use super::tool_calls::{HeldText, Prompt, written_calls};
 use crate::daemon::admission::QueuedRequest;
 use crate::daemon::home_intent::HomeIntent;
@@ -11,6 +12,7 @@ use crate::engine::Engine;
 use crate::engine::error::PromptError;
 use crate::engine::session::{Answer, GenerateOptions, Session, Step, StopReason};
 use crate::engine::tokenizer::CallSyntax;
+use crate::guard::filter::FilterMatch;
 use crate::home::tool_call::FunctionAnswer;
 use crate::protocol::{FinishReason, Refusal, TokenLogprob, ToolCall};
 use crate::transport::Inbound;
@@ -24,6 +26,14 @@ pub(super) enum AnswerError {
     Prompt(PromptError),
     /// What was decoded is no answer to the request.
     Refused(Refusal),
+    /// The answer has text that is not allowed.
+    Filtered(FilterMatch),
+}
+
+impl From<FilterMatch> for AnswerError {
+    fn from(found: FilterMatch) -> Self {
+        AnswerError::Filtered(found)
+    }
 }
 
 impl From<PromptError> for AnswerError {
@@ -52,6 +62,8 @@ pub(super) struct StreamedAnswer<'w> {
     options: GenerateOptions,
     /// The answers so far, of as many as were asked for.
     answers: Vec<FinishedAnswer>,
+    /// Text that may become part of what the filter forbids.
+    filtered: FilteredText,
     /// Text that may become a call.
     held: Option<HeldText>,
     /// The log-probabilities of tokens whose text is still held back, to be streamed with it.
@@ -72,6 +84,7 @@ impl<'w> StreamedAnswer<'w> {
             intent: None,
             options: GenerateOptions::default(),
             answers: Vec::new(),
+            filtered: FilteredText::new(queue.guard.filter()),
             held: None,
             logprobs: Vec::new(),
             halt: None,
@@ -94,6 +107,7 @@ impl<'w> StreamedAnswer<'w> {
 
     fn prepare(&mut self) {
         self.logprobs.clear();
+        self.filtered.begin();
         self.held = self.calls.as_ref().filter(|_| self.queued.inbound.request.stream).map(HeldText::new);
     }
 
@@ -120,7 +134,7 @@ impl<'w> StreamedAnswer<'w> {
             self.halt.get_or_insert(FinishReason::Cancelled);
         }
         let finished = match self.intent.take() {
-            None => self.finished(answer),
+            None => self.finished(answer)?,
             Some(intent) => {
                 intent.finish(self.engine, session, slot, &mut answer);
                 let finished = self.finished_intent(answer, &intent);
@@ -140,7 +154,7 @@ impl<'w> StreamedAnswer<'w> {
     /// Takes over the answer of a suspended request that [is halted](Self::is_halted).
     pub fn take_halted(&mut self, answer: Answer) -> Result<Vec<FinishedAnswer>, AnswerError> {
         let finished = match self.intent.take() {
-            None => self.finished(answer),
+            None => self.finished(answer)?,
             Some(intent) => self.finished_intent(answer, &intent)?,
         };
         Ok(self.complete(finished).unwrap_or_default())
@@ -181,7 +195,7 @@ impl<'w> StreamedAnswer<'w> {
         &mut self,
         mut answer: Answer,
         intent: &HomeIntent,
-    ) -> Result<FinishedAnswer, Refusal> {
+    ) -> Result<FinishedAnswer, AnswerError> {
         let mut tool_calls = Vec::new();
         let nothing_fits = intent.is_nothing(&answer);
         match intent.function_answer(&answer)? {
@@ -192,8 +206,10 @@ impl<'w> StreamedAnswer<'w> {
                 tool_calls.push(ToolCall { id: format!("{}0", self.call_prefix()), name, arguments });
             }
         }
-        self.send_text(answer.text.clone());
-        Ok(FinishedAnswer { tool_calls, nothing_fits, ..FinishedAnswer::new(answer, self.halt) })
+        let finished = FinishedAnswer { tool_calls, nothing_fits, ..FinishedAnswer::new(answer, self.halt) };
+        self.filtered.check(&finished)?;
+        self.send_text(finished.answer.text.clone());
+        Ok(finished)
     }
 
     /// What the ids of an answer's calls begin with.
@@ -201,24 +217,41 @@ impl<'w> StreamedAnswer<'w> {
         format!("call_{}_{}_", self.queued.inbound.id, self.answers.len())
     }
 
-    /// An answer with the calls in it. What was held back and is no call is streamed.
-    fn finished(&mut self, answer: Answer) -> FinishedAnswer {
+    /// An answer with the calls in it. What was held back and is neither a call nor forbidden is streamed.
+    fn finished(&mut self, answer: Answer) -> Result<FinishedAnswer, FilterMatch> {
+        let rest = self.filtered.finish()?;
         let mut finished = FinishedAnswer::new(answer, self.halt);
-        let held = self.held.take().map(HeldText::into_text).unwrap_or_default();
         if let Some(syntax) = &self.calls {
             finished.tool_calls = written_calls(syntax, &finished.answer.text, &self.call_prefix());
         }
+        self.filtered.check(&finished)?;
+        self.stream_text(&rest);
+        let held = self.held.take().map(HeldText::into_text).unwrap_or_default();
         if finished.tool_calls.is_empty() {
             self.send_text(held);
         } else {
             finished.answer.text.clear();
         }
-        finished
+        Ok(finished)
+    }
+
+    /// Takes a piece of the answer through the filter, and streams what comes out. Breaks where the answer is forbidden: it is
+    /// refused once the pass has ended.
+    fn pass_on(&mut self, text: &str, is_streamed: bool) -> ControlFlow<()> {
+        // An intent is checked when it is complete, in the form in which it is sent.
+        if self.intent.is_some() {
+            return ControlFlow::Continue(());
+        }
+        let Some(text) = self.filtered.push(text) else { return ControlFlow::Break(()) };
+        if is_streamed {
+            self.stream_text(&text);
+        }
+        ControlFlow::Continue(())
     }
 
     /// Streams a piece of text, once it is clear that it is no part of a call.
     fn stream_text(&mut self, text: &str) {
-        if self.intent.is_some() {
+        if self.intent.is_some() || text.is_empty() {
             return;
         }
         let text = match &mut self.held {
@@ -236,7 +269,9 @@ impl<'w> StreamedAnswer<'w> {
         if !request.stream || text.is_empty() {
             return;
         }
-        let logprobs = std::mem::take(&mut self.logprobs);
+        // They have the texts of tokens, so they wait until nothing is held back.
+        let is_holding = self.filtered.is_holding();
+        let logprobs = if is_holding { Vec::new() } else { std::mem::take(&mut self.logprobs) };
         if reply.token_of(self.index(), text, logprobs).is_err() {
             // The client reads too slowly or is gone.
             cancel.raise();
@@ -260,9 +295,7 @@ impl<'w> StreamedAnswer<'w> {
         }
         if let Step::Token(text) = step {
             self.first.get_or_insert_with(Instant::now);
-            if is_streamed {
-                self.stream_text(text);
-            }
+            self.pass_on(text, is_streamed)?;
         }
         match self.is_halted() {
             true => ControlFlow::Break(()),

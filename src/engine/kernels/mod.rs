@@ -116,15 +116,13 @@ impl Kernels {
         Self::all().last().expect("scalar runs everywhere").for_this_cpu()
     }
 
-    /// The table without its batch kernel where its tiles are faster.
-    ///
-    /// The batch kernel looks sums up because AMD's Zen 4 begins one 512-bit multiplication a cycle. Intel's servers
-    /// begin two, and there tiles take less time for any number of tokens (Sapphire Rapids, one thread, ns for 256
-    /// weights from memory: 24 tokens 33 instead of 53, 64 tokens 87 instead of 125, 128 tokens 184 instead of 222).
-    /// They are recognised by half-precision arithmetic, which they have had since then.
+    /// The table with those of its kernels that are the fastest on this CPU.
     fn for_this_cpu(self) -> Self {
-        let has_two_multipliers = cpu_features().contains(&("avx512fp16", true));
-        Kernels { batch: self.batch.filter(|_| !has_two_multipliers), ..self }
+        #[cfg(target_arch = "x86_64")]
+        if self.name == x86_64::avx512::TABLE.name {
+            return x86_64::avx512::table_for(|name| cpu_features().contains(&(name, true)));
+        }
+        self
     }
 
     /// The reference table, in plain Rust.

@@ -9,14 +9,12 @@
 //! residual += W_down quantize(sub_norm(gate))
 //! ```
 
+use super::Model;
 use super::fused_rows::{self, Epilogue};
-use super::state::{KV_BLOCK, KvCache, QuantizedRows, Segment, State, TokenRow};
+use super::state::{QuantizedRows, Segment, State};
 use super::timings::TimedPart;
 use super::weights::{Layer, Matrix, MatrixData, PackedRows, RowTable};
-use super::{Model, Shape};
-use crate::engine::kernels::prefetch;
 use crate::engine::ops::{self, QuantizedRow};
-use crate::engine::quant::RowFormat;
 use crate::engine::thread_pool::{ColumnStripe, MatrixMut};
 use std::ops::Range;
 
@@ -37,18 +35,11 @@ const BAND_ROWS: usize = 32;
 /// Rows of a float matrix that are multiplied by one token after the other: they stay in the L2 cache.
 const FLOAT_ROWS: usize = 8;
 /// Weights times tokens below which a matrix is not shared between threads: about 10 microseconds of work.
-const MIN_SHARED_WORK: usize = 1 << 19;
+pub(super) const MIN_SHARED_WORK: usize = 1 << 19;
 /// Weights times tokens below which a part of a matrix is not worth handing over.
 const MIN_PART_WORK: usize = MIN_SHARED_WORK / 8;
 /// Tokens from which on the steps between matrices are shared between threads; one token takes about two microseconds.
 const MIN_SHARED_TOKENS: usize = 4;
-/// Positions of a sequence that attention processes at a time.
-const POSITIONS: usize = 256;
-const _: () = assert!(POSITIONS.is_multiple_of(KV_BLOCK));
-/// Bytes of values that are prefetched before the keys are read.
-const VALUES_PREFETCH_BYTES: usize = 2048;
-/// The most query heads that share one pass over their keys and values.
-const MAX_HEADS_AT_ONCE: usize = 4;
 
 /// The input of a linear layer: int8 for ternary matrices, floats for the others.
 #[derive(Clone, Copy)]
@@ -70,13 +61,6 @@ struct LinearOutput<'s, 'm> {
 struct CallSize {
     rows: usize,
     tokens: usize,
-}
-
-/// One key and value head of one layer.
-#[derive(Clone, Copy)]
-struct KvHead {
-    layer: usize,
-    head: usize,
 }
 
 impl Model {
@@ -367,123 +351,6 @@ impl Model {
         });
     }
 
-    /// Attention of the first `n` rows, each over its own sequence up to its position.
-    fn attend_rows(&self, layer: usize, n: usize, state: &mut State) {
-        let shape = &self.shape;
-        let (heads, head_dim) = (shape.heads, shape.head_dim);
-        let State { cache, sequences, rows, attn_or_ffn, .. } = state;
-        let (cache, sequences, rows) = (&*cache, &*sequences, &rows[..n]);
-        let (queries, attn_out) = attn_or_ffn.split_at_mut(n * heads * head_dim);
-        let together = self.heads_at_once(cache.format, n);
-        let (groups, width) = (heads / together, together * head_dim);
-        let positions: usize = rows.iter().map(|row| row.position + 1).sum();
-        let work = heads * head_dim * positions;
-        // Products of floats that read two rows each: an eighth of a ternary matrix's pace.
-        let grain = if work < MIN_SHARED_WORK / 8 { groups * n } else { 1 };
-        self.pool.for_each_chunk(&mut attn_out[..n * heads * head_dim], width, grain, |index, out| {
-            let (row, group) = (index / groups, index % groups);
-            let queries = &queries[index * width..(index + 1) * width];
-            let kv_head = KvHead { layer, head: group * together * shape.kv_heads / heads };
-            let TokenRow { sequence, position, .. } = rows[row];
-            let keys =
-                SequenceKeys { cache, kv_head, blocks: &sequences[sequence].blocks, len: position + 1 };
-            self.attend_heads(queries, keys, out);
-        });
-    }
-
-    /// How many query heads that share keys and values are computed in one pass over these; fewer where there would
-    /// not be enough parts for the threads. No result depends on it.
-    fn heads_at_once(&self, cache: RowFormat, n: usize) -> usize {
-        let Shape { heads, kv_heads, .. } = self.shape;
-        let fits = |together: &usize| (heads / kv_heads).is_multiple_of(*together);
-        let is_enough = |together: &usize| n * heads / together >= 2 * self.pool.active();
-        if !self.kernels.has_batch_kernels(cache) {
-            return 1;
-        }
-        (1..=MAX_HEADS_AT_ONCE).rev().filter(fits).find(is_enough).unwrap_or(1)
-    }
-
-    /// Attention of query heads that share their keys over the first `len` positions, in one pass over the cache: the
-    /// output is rescaled whenever a larger score turns up, so that no row of scores is stored.
-    /// Source of the method: online softmax (Milakov and Gimelshein, arXiv 1805.02867).
-    fn attend_heads(
-        &self,
-        queries: &[f32], // [heads, head_dim]
-        keys: SequenceKeys<'_>,
-        out: &mut [f32], // [heads, head_dim]
-    ) {
-        let head_dim = self.shape.head_dim;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let mut scores = [0.0f32; MAX_HEADS_AT_ONCE * POSITIONS];
-        let mut sums = [(f32::NEG_INFINITY, 0.0f32); MAX_HEADS_AT_ONCE]; // the largest score, the sum of weights
-        out.fill(0.0);
-        for positions in chunks(0..keys.len, POSITIONS) {
-            let count = positions.len();
-            let scores = &mut scores[..queries.len() / head_dim * count];
-            self.attention_scores(queries, &keys, positions.clone(), scores);
-            let each = scores.chunks_exact_mut(count).zip(out.chunks_exact_mut(head_dim));
-            for ((scores, out), (max_before, total)) in each.zip(&mut sums) {
-                let softmax =
-                    fused_rows::OnlineSoftmax { scores, scale, max_before: *max_before, total: *total, out };
-                (*max_before, *total) = self.kernels.with_simd(softmax);
-            }
-            self.add_weighted_values(scores, &keys, positions, out);
-        }
-        for (out, (_, total)) in out.chunks_exact_mut(head_dim).zip(sums) {
-            out.iter_mut().for_each(|x| *x /= total);
-        }
-    }
-
-    /// The products of queries, `[heads, head_dim]`, and the keys at `positions`: `[heads, positions.len()]`.
-    fn attention_scores(
-        &self,
-        queries: &[f32],
-        keys: &SequenceKeys<'_>,
-        positions: Range<usize>,
-        scores: &mut [f32],
-    ) {
-        let (format, head_dim) = (keys.cache.format, self.shape.head_dim);
-        if let Some((keys, values)) = keys.one_piece(&positions) {
-            // They are read after the keys, and have arrived by then.
-            prefetch(&values[..values.len().min(VALUES_PREFETCH_BYTES)]);
-            self.kernels.dot_batch(format, keys, queries, head_dim, scores);
-            return;
-        }
-        let mut piece_scores = [0.0f32; MAX_HEADS_AT_ONCE * POSITIONS];
-        for piece in keys.pieces(positions.clone()) {
-            let (first, len) = (piece.positions.start - positions.start, piece.positions.len());
-            let of_piece = &mut piece_scores[..scores.len() / positions.len() * len];
-            self.kernels.dot_batch(format, piece.keys, queries, head_dim, of_piece);
-            for (from, to) in of_piece.chunks_exact(len).zip(scores.chunks_exact_mut(positions.len())) {
-                to[first..first + len].copy_from_slice(from);
-            }
-        }
-    }
-
-    /// Adds the values at `positions`, each multiplied by its weight, `[heads, positions.len()]`, to `out`.
-    fn add_weighted_values(
-        &self,
-        weights: &[f32],
-        keys: &SequenceKeys<'_>,
-        positions: Range<usize>,
-        out: &mut [f32], // [heads, head_dim]
-    ) {
-        let (format, head_dim) = (keys.cache.format, self.shape.head_dim);
-        if let Some((_, values)) = keys.one_piece(&positions) {
-            self.kernels.weighted_sum_batch(format, values, weights, head_dim, out);
-            return;
-        }
-        let mut piece_weights = [0.0f32; MAX_HEADS_AT_ONCE * POSITIONS];
-        for piece in keys.pieces(positions.clone()) {
-            let (first, len) = (piece.positions.start - positions.start, piece.positions.len());
-            let of_piece = &mut piece_weights[..weights.len() / positions.len() * len];
-            for (to, from) in of_piece.chunks_exact_mut(len).zip(weights.chunks_exact(positions.len())) {
-                to.copy_from_slice(&from[first..first + len]);
-            }
-            self.kernels.weighted_sum_batch(format, piece.values, of_piece, head_dim, out);
-        }
-    }
-
     /// The fewest columns of a stripe: all of them where the work is too small to share.
     pub(super) fn grain(&self, rows: usize, work_per_row: usize) -> usize {
         if rows * work_per_row < MIN_SHARED_WORK {
@@ -493,50 +360,11 @@ impl Model {
     }
 }
 
-/// The keys and values of one head of a sequence, up to a position.
-struct SequenceKeys<'a> {
-    cache: &'a KvCache,
-    kv_head: KvHead,
-    blocks: &'a [u32],
-    /// Tokens that are attended to.
-    len: usize,
-}
-
-/// Positions of a sequence that follow each other in the cache too.
-struct Piece<'a> {
-    positions: Range<usize>,
-    keys: &'a [u8],   // [positions.len(), head_dim]
-    values: &'a [u8], // the same
-}
-
-impl<'a> SequenceKeys<'a> {
-    /// The pieces of `positions`, of which the first begins a block.
-    fn pieces(&self, positions: Range<usize>) -> impl Iterator<Item = Piece<'a>> {
-        let &SequenceKeys { cache, kv_head: KvHead { layer, head }, blocks, .. } = self;
-        let mut next = positions.start;
-        std::iter::from_fn(move || {
-            let first = blocks[(next < positions.end).then_some(next / KV_BLOCK)?];
-            let blocks = &blocks[next / KV_BLOCK..positions.end.div_ceil(KV_BLOCK)];
-            let adjacent = (first..).zip(blocks).take_while(|(wanted, block)| wanted == *block).count();
-            let end = positions.end.min(next + adjacent * KV_BLOCK);
-            let row = first as usize * KV_BLOCK;
-            let (keys, values) = cache.rows(layer, head, row..row + end - next);
-            Some(Piece { positions: std::mem::replace(&mut next, end)..end, keys, values })
-        })
-    }
-
-    /// The keys and values at `positions`, if they are one piece.
-    fn one_piece(&self, positions: &Range<usize>) -> Option<(&'a [u8], &'a [u8])> {
-        let Piece { positions: found, keys, values } = self.pieces(positions.clone()).next()?;
-        (found.end == positions.end).then_some((keys, values))
-    }
-}
-
 /// Sums that begin at a cache line, so that no register's worth of them crosses one.
 #[repr(align(64))]
 struct AlignedSums<const N: usize>([i32; N]);
 
-fn chunks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn chunks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.step_by(size).map(move |start| start..(start + size).min(end))
 }

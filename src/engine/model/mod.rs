@@ -2,6 +2,7 @@
 //!
 //! Deliberately knows nothing of text: token ids go in, logits come out.
 
+mod attention;
 mod forward;
 mod fused_rows;
 mod lm_head;
@@ -366,7 +367,7 @@ impl Model {
         self.weights.float_matrices()
     }
 
-    /// An empty state for one sequence of `context` tokens, read in batches of at most `batch`, with a KV cache in format
+    /// An empty state for one sequence of `context` tokens, read in batches of at most `batch` and [`BATCH`], with a KV cache in format
     /// `cache`.
     pub fn state(&self, context: usize, batch: usize, cache: KvCacheFormat) -> State {
         let mut state = self.shared_state(context, batch, cache, 1);

@@ -4,9 +4,9 @@
 //! The cache is made of blocks of [`KV_BLOCK`] tokens. A sequence is a list of blocks, so that sequences can share those
 //! at their beginning (paged attention: Kwon et al., arXiv 2309.06180). Who owns a block is not decided here.
 
-use super::Shape;
 use super::lm_head::{MAX_RESCORED_ROWS, RescoreBuffers, ShortlistScratch, ShortlistStats, SingleRows};
 use super::timings::{PassTimings, Stopwatch};
+use super::{BATCH, Shape};
 use crate::engine::ops::QuantizedRow;
 use crate::engine::quant::{BlockFormat, FloatFormat, RowFormat, WriteRow, packed_row};
 use crate::engine::thread_pool::{MatrixMut, ThreadPool};
@@ -271,7 +271,7 @@ impl State {
         let StateSize { context, batch, sequences } = size;
         assert!((1..=MAX_SEQUENCES).contains(&sequences));
         let has_shortlist = row_bytes.has_shortlist;
-        let batch = batch.min(context).max(sequences);
+        let batch = batch.min(BATCH).min(context).max(sequences);
         let logit_rows = (sequences + SPARE_LOGITS).min(MAX_LOGITS).min(batch);
         let blocks = context.div_ceil(KV_BLOCK);
         let sequence = || Sequence { blocks: Vec::with_capacity(blocks), len: 0, full_scans_in_a_row: 0 };

@@ -8,6 +8,7 @@
 
 mod choosing;
 mod disk;
+mod pacing;
 mod run;
 mod scoring;
 mod slots;
@@ -23,8 +24,10 @@ use crate::engine::prefix_store::PrefixStore;
 use crate::engine::sampler::SamplingParams;
 use crate::engine::tokenizer::Tokenizer;
 use disk::DiskPrefixes;
+use pacing::PromptPacing;
 use slots::AnswerSlot;
 use speculation::PassCost;
+pub use speculation::SpeculationCounts;
 use std::ops::ControlFlow;
 use std::time::Duration;
 pub use suspension::SuspendedAnswer;
@@ -42,6 +45,7 @@ pub struct Session<'e> {
     /// The blocks on disk, where the owner wants them.
     disk: Option<DiskPrefixes>,
     slots: Vec<AnswerSlot>, // [state.sequences()]
+    pacing: PromptPacing,
     /// Answers that were begun so far.
     begun: u64,
     /// Passes that were made so far.
@@ -61,9 +65,11 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Continues after end tokens, for measurements.
     pub ignore_eos: bool,
-    /// Looks up in prompt and answer what may come next, and verifies several tokens in one pass where that pays. The
-    /// tokens of the answer, their text and their log-probabilities are the same.
+    /// Looks up in prompt, answer and prediction what may come next, and verifies several tokens in one pass where that pays.
+    /// The tokens of the answer, their text and their log-probabilities are the same.
     pub speculate: bool,
+    /// The tokens that the answer probably has, in which is looked up as well; empty where nothing is predicted.
+    pub prediction: Vec<u32>,
     /// Tokens that are answered whatever is chosen, for measurements; behind them the answer goes on as ever.
     pub script: Vec<u32>,
     /// Reads the whole head where a shortlist is used, for comparisons.
@@ -113,10 +119,10 @@ pub struct Answer {
     pub forced: usize,
     /// How many tokens of the prompt were not read, because an earlier prompt began with them.
     pub cached: usize,
-    /// How many tokens were looked up and read in a pass before it was known whether they would be chosen.
-    pub proposed: usize,
-    /// How many of these were chosen.
-    pub accepted: usize,
+    /// Tokens that were looked up and verified.
+    pub looked_up: SpeculationCounts,
+    /// Of these, those that were found in the prediction.
+    pub predicted: SpeculationCounts,
     /// Why it ended.
     pub end: StopReason,
     /// The time for the prompt.
@@ -156,6 +162,7 @@ impl<'e> Session<'e> {
             blocks: PrefixCache::new(state.blocks()),
             finds_prefixes: true,
             disk: None,
+            pacing: PromptPacing::default(),
             slots: (0..slots).map(|_| AnswerSlot::new(context)).collect(),
             begun: 0,
             passes: 0,

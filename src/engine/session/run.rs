@@ -84,7 +84,7 @@ impl GenerationRun {
             max_tokens,
             logit_reach: options.sampling.logit_reach().filter(|_| !is_exact),
             ignore_end: options.ignore_eos,
-            speculation: options.speculate.then(Speculation::new),
+            speculation: options.speculate.then(|| Speculation::new(prompt, &options.prediction)),
             script: options.script.clone(),
             started: Instant::now(),
             prefilled: None,
@@ -293,14 +293,15 @@ impl GenerationRun {
             None => (self.parts, PassTimings::default()),
         };
         let prefilled = self.prefilled.unwrap_or(now);
+        let (looked_up, predicted) = self.speculation.as_ref().map(Speculation::counts).unwrap_or_default();
         Answer {
             text: self.stream.into_text(),
             tokens: self.tokens,
             logprobs: self.logprobs.map(|run| run.found),
             forced: self.forced,
             cached: self.cached,
-            proposed: self.speculation.as_ref().map_or(0, |speculation| speculation.proposed),
-            accepted: self.speculation.as_ref().map_or(0, |speculation| speculation.accepted),
+            looked_up,
+            predicted,
             end,
             prefill: prefilled - self.started,
             first_token: self.first.map(|first| first - prefilled),

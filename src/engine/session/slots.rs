@@ -8,10 +8,7 @@ use crate::engine::model::{KV_BLOCK, MAX_SEQUENCES, Segment};
 use crate::engine::prefix_cache::Parent;
 use crate::engine::prefix_store::BlockHash;
 use std::ops::ControlFlow;
-
-/// Tokens of prompts that one pass reads while other answers are decoded. More would make the others wait, fewer would
-/// read the prompt slowly.
-const PROMPT_TOKENS_BESIDE_ANSWERS: usize = 8;
+use std::time::Instant;
 
 /// In one of so many passes the oldest prompt is read first, so that short ones do not hold up a long one for ever.
 const OLDEST_FIRST_EVERY: u64 = 4;
@@ -108,8 +105,7 @@ impl AnswerSlot {
         if let Some(forced) = run.forced_ahead() {
             proposal.take_known(tokens, forced, most);
         } else if let Some(speculation) = &mut run.speculation {
-            speculation.proposed +=
-                proposal.look_up(tokens, |found| speculation.worthwhile(found, most, answers, cost));
+            speculation.propose(proposal, tokens, most, answers, cost);
         }
         tokens.extend_from_slice(proposal.read());
         proposal.read().len()
@@ -193,6 +189,9 @@ impl Session<'_> {
         // One position for the first token, without which there is no answer.
         self.check(prompt, 1)?;
         let vocab = self.model.shape().vocab;
+        if let Some(id) = options.prediction.iter().find(|id| **id as usize >= vocab) {
+            return Err(PromptError::UnknownToken { id: *id, vocab });
+        }
         match options.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
             Some((id, _)) => Err(PromptError::UnknownBiasToken { id: *id, vocab }),
             None => Ok(()),
@@ -245,8 +244,10 @@ impl Session<'_> {
         for index in 0..self.slots.len() {
             self.advance(index, true, &mut each);
         }
-        if self.pass(&mut each) {
+        let began = Instant::now();
+        if let Some((answers, prompt_tokens)) = self.pass(&mut each) {
             self.choose_tokens(&mut each);
+            self.pacing.record(answers, prompt_tokens, began.elapsed());
         }
     }
 
@@ -265,10 +266,12 @@ impl Session<'_> {
         slot.end(ended, |step| each(index, step));
     }
 
-    /// One pass over the tokens that are not in the KV cache yet, as many as fit; `false` where there are none.
-    fn pass(&mut self, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) -> bool {
+    /// One pass over the tokens that are not in the KV cache yet, as many as fit: how many answers take part, and how
+    /// many tokens of prompts. `None` where there are no tokens.
+    fn pass(&mut self, each: &mut impl FnMut(usize, Step<'_>) -> ControlFlow<()>) -> Option<(usize, usize)> {
         self.passes += 1;
         let (mut shares, loading) = self.rows_of_slots();
+        let (answers, prompt_tokens) = self.parts_of_pass(&shares);
         if let Some(index) = loading {
             self.report_prefill(index, self.state.len_of(index), each);
         }
@@ -289,14 +292,25 @@ impl Session<'_> {
             count += 1;
         }
         if count == 0 {
-            return false;
+            return None;
         }
         model.forward_segments(&segments[..count], state);
         slots.iter_mut().for_each(|slot| slot.tokens.truncate(slot.proposal.start()));
         for index in (0..self.slots.len()).filter(|index| shares[*index] > 0) {
             self.note_progress(index, each);
         }
-        true
+        Some((answers, prompt_tokens))
+    }
+
+    /// How many answers a pass decodes, and how many tokens of prompts it reads.
+    fn parts_of_pass(&self, shares: &[usize; MAX_SEQUENCES]) -> (usize, usize) {
+        let taking_part = self.slots.iter().enumerate().filter(|(index, _)| shares[*index] > 0);
+        taking_part.fold((0, 0), |(answers, tokens), (index, slot)| {
+            match slot.is_reading(self.state.len_of(index)) {
+                true => (answers, tokens + shares[index]),
+                false => (answers + 1, tokens),
+            }
+        })
     }
 
     /// How many tokens of each slot the next pass takes: of answers all that they have, then of prompts as many
@@ -311,7 +325,7 @@ impl Session<'_> {
             }
         }
         let is_beside_answers = left < self.state.batch();
-        let mut left = if is_beside_answers { left.min(PROMPT_TOKENS_BESIDE_ANSWERS) } else { left };
+        let mut left = if is_beside_answers { left.min(self.pacing.tokens()) } else { left };
         while left > 0
             && let Some(index) = self.next_prompt(&shares)
         {

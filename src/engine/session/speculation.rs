@@ -1,6 +1,7 @@
-//! Lossless speculation: what probably comes next in an answer is looked up in its prompt and in the answer so far
-//! (prompt look-up decoding), and is read in the same pass as the last token. Each of these tokens counts only if it
-//! is the one that is chosen without it, so that an answer never depends on what was proposed.
+//! Lossless speculation: what probably comes next in an answer is looked up in its prompt, in the answer so far, and in the
+//! answer that the client predicts (prompt look-up decoding), and is read in the same pass as the last token. Each of
+//! these tokens counts only if it is the one that is chosen without it, so that an answer never depends on what was
+//! proposed.
 //!
 //! Tokens are proposed where the chance that they are accepted exceeds what their rows of the pass cost. The chance is
 //! learned during the answer from every look-up, also from those that proposed nothing, which costs no pass: where look-up
@@ -29,22 +30,26 @@ const LEARNING_RATE: f32 = 0.125;
 /// By how much more tokens for its cost a pass must promise before anything is proposed: chances are estimates.
 const LEAST_GAIN: f32 = 1.03;
 
-/// An earlier place of a text that ends like the whole text.
+/// A place of a text behind which it agrees with the end of the answer so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Match {
-    /// Where the text goes on behind it.
+    /// Where that text goes on behind it.
     pub next: usize,
     /// How many tokens agree, at most [`LONGEST_MATCH`].
     pub len: usize,
 }
 
-/// Finds the earlier place that has the most in common with the end of `tokens`; of equal ones the last.
-pub(super) fn look_up(tokens: &[u32]) -> Option<Match> {
-    let (last, before) = tokens.split_last()?;
+/// Finds the place of `source` that has the most in common with the end of `text`, and goes on behind it, at `first` or
+/// later; of equal ones the last. `source` may be `text` itself.
+pub(super) fn look_up(text: &[u32], source: &[u32], first: usize) -> Option<Match> {
+    let (last, before) = text.split_last()?;
+    let (_, places) = source.split_last()?;
+    let begin = first.saturating_sub(1);
     let mut best: Option<Match> = None;
-    let mut end = before.len();
-    while let Some(at) = before[..end].iter().rposition(|token| token == last) {
-        let pairs = before[..at].iter().rev().zip(before.iter().rev());
+    let mut end = places.len();
+    while let Some(at) = places[begin..end].iter().rposition(|token| token == last) {
+        let at = begin + at;
+        let pairs = places[..at].iter().rev().zip(before.iter().rev());
         let len = 1 + pairs.take(LONGEST_MATCH - 1).take_while(|(a, b)| a == b).count();
         if len > best.map_or(SHORTEST_MATCH - 1, |best| best.len) {
             best = Some(Match { next: at + 1, len });
@@ -67,6 +72,8 @@ pub(super) struct Proposal {
     start: usize,
     /// How many tokens of the text agree with the place where they were found; `None` where they were not looked up.
     match_len: Option<usize>,
+    /// Whether that place is in the predicted answer.
+    is_predicted: bool,
     /// How many of them were compared with what was chosen, up to the first that differs.
     compared: usize,
 }
@@ -74,13 +81,14 @@ pub(super) struct Proposal {
 impl Proposal {
     pub fn new() -> Self {
         let tokens = Vec::with_capacity(MAX_PROPOSED);
-        Proposal { tokens, read: 0, start: 0, match_len: None, compared: 0 }
+        Proposal { tokens, read: 0, start: 0, match_len: None, is_predicted: false, compared: 0 }
     }
 
     /// Nothing is proposed behind `text`.
     pub fn clear(&mut self, text: &[u32]) {
         self.tokens.clear();
-        (self.read, self.start, self.match_len, self.compared) = (0, text.len(), None, 0);
+        (self.read, self.start, self.compared) = (0, text.len(), 0);
+        (self.match_len, self.is_predicted) = (None, false);
     }
 
     /// Takes tokens that come next behind `text` for certain, of which the pass reads at most `most`.
@@ -90,19 +98,30 @@ impl Proposal {
         self.read = self.tokens.len();
     }
 
-    /// Looks up what may come next behind `text`, of which the pass reads what `worthwhile` says. Returns how many that
-    /// are.
-    pub fn look_up(&mut self, text: &[u32], worthwhile: impl FnOnce(Match) -> usize) -> usize {
+    /// Looks up what may come next behind `text`, there and in the predicted answer; the latter goes before where it has as
+    /// much in common. The pass reads of it what `worthwhile` says.
+    pub fn look_up(
+        &mut self,
+        text: &[u32],
+        predicted: &PredictedText,
+        worthwhile: impl FnOnce(Match) -> usize,
+    ) {
         self.clear(text);
-        let Some(found) = look_up(text) else { return 0 };
-        // A match near the end goes on with what is proposed itself.
-        for at in found.next..found.next + MAX_PROPOSED {
-            let token = text.get(at).or_else(|| self.tokens.get(at - text.len())).copied();
-            self.tokens.extend(token);
+        let PredictedText { tokens: predicted, start } = predicted;
+        let (own, foreseen) = (look_up(text, text, 0), look_up(text, predicted, *start));
+        self.is_predicted = foreseen.map(|found| found.len) >= own.map(|found| found.len);
+        let Some(found) = (if self.is_predicted { foreseen } else { own }) else { return };
+        if self.is_predicted {
+            self.tokens.extend(predicted[found.next..].iter().take(MAX_PROPOSED));
+        } else {
+            // A match near the end goes on with what is proposed itself.
+            for at in found.next..found.next + MAX_PROPOSED {
+                let token = text.get(at).or_else(|| self.tokens.get(at - text.len())).copied();
+                self.tokens.extend(token);
+            }
         }
         self.match_len = Some(found.len);
         self.read = worthwhile(found).min(self.tokens.len());
-        self.read
     }
 
     /// The tokens that the pass reads.
@@ -135,7 +154,9 @@ impl Proposal {
         {
             let is_right = chosen == proposed;
             speculation.learn(match_len + self.compared, is_right);
-            speculation.accepted += usize::from(is_right && self.compared < self.read);
+            if is_right && self.compared < self.read {
+                speculation.count(self.is_predicted, |counts| counts.accepted += 1);
+            }
             self.compared = if is_right { self.compared + 1 } else { self.tokens.len() };
         }
     }
@@ -170,18 +191,75 @@ impl PassCost {
     }
 }
 
-/// The speculation of one answer.
-#[derive(Debug, Clone)]
-pub(super) struct Speculation {
-    chances: [f32; MATCH_CLASSES.len()],
-    /// Tokens that were proposed, and those of them that were accepted.
+/// Tokens that were looked up and read in a pass before it was known whether they would be chosen, and those of them that
+/// were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpeculationCounts {
+    /// All that were read.
     pub proposed: usize,
+    /// Those that were chosen.
     pub accepted: usize,
 }
 
+/// The answer that the client predicts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PredictedText {
+    /// The end of the prompt, by which the beginning of the answer is found, and the answer; empty where none is predicted.
+    tokens: Vec<u32>,
+    /// Where the answer begins.
+    start: usize,
+}
+
+impl PredictedText {
+    fn new(prompt: &[u32], prediction: &[u32]) -> Self {
+        let end = &prompt[prompt.len().saturating_sub(LONGEST_MATCH)..];
+        match prediction.is_empty() {
+            true => PredictedText::default(),
+            false => PredictedText { tokens: [end, prediction].concat(), start: end.len() },
+        }
+    }
+}
+
+/// The speculation of one answer.
+#[derive(Debug, Clone)]
+pub(super) struct Speculation {
+    predicted: PredictedText,
+    chances: [f32; MATCH_CLASSES.len()],
+    counts: SpeculationCounts,
+    predicted_counts: SpeculationCounts,
+}
+
 impl Speculation {
-    pub fn new() -> Self {
-        Speculation { chances: FIRST_CHANCES, proposed: 0, accepted: 0 }
+    pub fn new(prompt: &[u32], prediction: &[u32]) -> Self {
+        let predicted = PredictedText::new(prompt, prediction);
+        let none = SpeculationCounts::default();
+        Speculation { predicted, chances: FIRST_CHANCES, counts: none, predicted_counts: none }
+    }
+
+    /// Proposes what may come next behind `text`. The parameters are those of [`Speculation::worthwhile`].
+    pub fn propose(
+        &mut self,
+        proposal: &mut Proposal,
+        text: &[u32],
+        most: usize,
+        answers: usize,
+        cost: PassCost,
+    ) {
+        proposal.look_up(text, &self.predicted, |found| self.worthwhile(found, most, answers, cost));
+        let read = proposal.read;
+        self.count(proposal.is_predicted, |counts| counts.proposed += read);
+    }
+
+    fn count(&mut self, is_predicted: bool, add: impl Fn(&mut SpeculationCounts)) {
+        add(&mut self.counts);
+        if is_predicted {
+            add(&mut self.predicted_counts);
+        }
+    }
+
+    /// All counts, and those of tokens that were looked up in the predicted answer.
+    pub fn counts(&self) -> (SpeculationCounts, SpeculationCounts) {
+        (self.counts, self.predicted_counts)
     }
 
     /// How many tokens behind a match are to be proposed, of at most `most`, in a pass of so many answers: as many as give
@@ -220,7 +298,7 @@ mod tests {
 
     #[test]
     fn the_longest_match_is_found_and_of_equal_ones_the_last() {
-        let found = |tokens: &[u32]| look_up(tokens).map(|found| (found.next, found.len));
+        let found = |tokens: &[u32]| look_up(tokens, tokens, 0).map(|found| (found.next, found.len));
         assert_eq!(found(&[]), None);
         assert_eq!(found(&[1]), None);
         assert_eq!(found(&[1, 2, 3, 2]), None, "one token is no match");
@@ -233,9 +311,39 @@ mod tests {
     }
 
     #[test]
+    fn a_predicted_answer_is_followed_from_its_beginning_and_again_behind_a_difference() {
+        let prompt: Vec<u32> = (100..150).collect();
+        let predicted: Vec<u32> = (0..20).collect();
+        let (mut speculation, mut proposal) = (Speculation::new(&prompt, &predicted), Proposal::new());
+        let mut proposed = |text: &[u32]| {
+            speculation.propose(&mut proposal, text, MAX_PROPOSED, 1, COST);
+            let next = proposal.tokens.clone();
+            proposal.compare(&[text, &next].concat(), &mut speculation);
+            (next, speculation.counts().1)
+        };
+        let (next, counts) = proposed(&prompt);
+        assert_eq!((next.as_slice(), counts.proposed), (&predicted[..7], 7), "nothing was answered yet");
+        assert_eq!(counts.accepted, 7);
+        let so_far = [&prompt, &predicted[..5], &[900, 901]].concat();
+        assert!(proposed(&so_far).0.is_empty(), "it is answered otherwise");
+        let back = [&so_far[..], &predicted[9..12]].concat();
+        assert_eq!(proposed(&back).0, predicted[12..19]);
+        let end = [&so_far[..], &predicted[9..18]].concat();
+        let (next, counts) = proposed(&end);
+        assert_eq!(next, predicted[18..], "no further than it goes");
+        let of_prompt = proposed(&[&prompt[..], &[800], &prompt[30..35]].concat());
+        assert_eq!((of_prompt.0[0], of_prompt.1), (135, counts), "the prompt is not what was predicted");
+        // Where the answer repeats itself, and more of it, that goes before.
+        let own: Vec<u32> = [&prompt[..], &[9, 10, 11, 12, 70, 71, 9, 10, 11, 12]].concat();
+        assert_eq!(proposed(&own).0[0], 13, "as much in common");
+        let own: Vec<u32> = [&prompt[..], &[60, 10, 11, 12, 70, 71, 60, 10, 11, 12]].concat();
+        assert_eq!(proposed(&own).0[0], 70, "more in common");
+    }
+
+    #[test]
     fn proposals_grow_while_they_are_right_and_stop_while_they_are_wrong() {
         let found = Match { next: 5, len: 4 };
-        let mut speculation = Speculation::new();
+        let mut speculation = Speculation::new(&[], &[]);
         let first = speculation.worthwhile(found, 100, 1, COST);
         assert!((1..MAX_PROPOSED).contains(&first), "{first}");
         (0..400).for_each(|at| speculation.learn(4 + at % 12, true));
@@ -253,7 +361,7 @@ mod tests {
     #[test]
     fn the_more_answers_share_a_pass_the_surer_a_proposal_must_be() {
         let found = Match { next: 1, len: 3 };
-        let mut speculation = Speculation::new();
+        let mut speculation = Speculation::new(&[], &[]);
         (0..8).for_each(|_| speculation.learn(3, true));
         (0..2).for_each(|_| speculation.learn(3, false));
         let worthwhile = [1, 8].map(|answers| speculation.worthwhile(found, 1, answers, COST));

@@ -9,8 +9,8 @@ mod tools;
 
 use super::text::Shown;
 use super::{
-    Code, Event, Input, Message, Priority, Refusal, Report, Request, RequestId, ResponseFormat, Sampling,
-    ToolChoice,
+    Code, Event, Health, Input, Message, Priority, Refusal, Report, Request, RequestId, ResponseFormat,
+    Sampling, ToolChoice,
 };
 use crate::external_text::{JsonValue, duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,10 @@ pub enum Incoming {
     Telemetry,
     /// `{"metrics":true}`: the same for Prometheus.
     Metrics,
+    /// `{"health":true}`: the state of the daemon.
+    Health,
+    /// `{"alerts":true}`: what is raised, and what was.
+    Alerts,
 }
 
 /// A payload of the cancel topic.
@@ -83,6 +87,7 @@ struct RequestKeys {
     priority: Option<PriorityKey>,
     cache: Option<bool>,
     speculate: Option<bool>,
+    prediction: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -121,6 +126,18 @@ struct TelemetryKeys {
 #[serde(deny_unknown_fields)]
 struct MetricsKeys {
     metrics: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HealthKeys {
+    health: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AlertsKeys {
+    alerts: bool,
 }
 
 #[derive(Deserialize)]
@@ -204,6 +221,7 @@ fn checked(keys: RequestKeys) -> Result<Request, Refusal> {
         },
         cache: keys.cache.unwrap_or(true),
         speculate: keys.speculate,
+        prediction: keys.prediction,
         id: keys.id,
     };
     tools::check_format(&request)?;
@@ -226,6 +244,14 @@ pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
     if body.starts_with(b"\"metrics\"") {
         let keys: MetricsKeys = parse(bytes)?;
         return asked("metrics", keys.metrics).map(|()| Incoming::Metrics);
+    }
+    if body.starts_with(b"\"health\"") {
+        let keys: HealthKeys = parse(bytes)?;
+        return asked("health", keys.health).map(|()| Incoming::Health);
+    }
+    if body.starts_with(b"\"alerts\"") {
+        let keys: AlertsKeys = parse(bytes)?;
+        return asked("alerts", keys.alerts).map(|()| Incoming::Alerts);
     }
     request(bytes).map(|request| Incoming::Request(Box::new(request)))
 }
@@ -264,6 +290,7 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
         priority: Priority::Normal,
         cache: true,
         speculate: None,
+        prediction: None,
     })
 }
 
@@ -323,6 +350,28 @@ pub fn telemetry(report: &Report) -> Vec<u8> {
         report: &'a Report,
     }
     serde_json::to_vec(&TelemetryEvent { event: "telemetry", report }).expect("a report is plain data")
+}
+
+/// The health as one event: its own keys beside `"event":"health"`.
+pub fn health(health: &Health) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct HealthEvent<'a> {
+        event: &'static str,
+        #[serde(flatten)]
+        health: &'a Health,
+    }
+    serde_json::to_vec(&HealthEvent { event: "health", health }).expect("plain data")
+}
+
+/// A list of alerts as one event: its own keys beside `"event":"alerts"`.
+pub fn alerts(list: &impl Serialize) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct AlertsEvent<'a, T> {
+        event: &'static str,
+        #[serde(flatten)]
+        list: &'a T,
+    }
+    serde_json::to_vec(&AlertsEvent { event: "alerts", list }).expect("plain data")
 }
 
 /// Prometheus' text as one event.

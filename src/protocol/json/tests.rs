@@ -20,7 +20,7 @@ fn every_documented_key_is_read() {
         "max_tokens":5,"temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.1,"repetition_penalty":1.1,"seed":7,
         "presence_penalty":-2,"frequency_penalty":1.5,"logit_bias":{"100":-100,"20":2.5},"logprobs":true,"top_logprobs":3,"n":2,
         "stop":["x"],"stream":true,"timeout_ms":1000,"response_format":{"type":"text"},"priority":"high","cache":false,
-        "speculate":false}"#;
+        "speculate":false,"prediction":"lights on"}"#;
     let read = request(text).expect("sound");
     assert_eq!(read.id.as_deref(), Some("a"));
     assert_eq!(read.sampling.seed, Some(7));
@@ -29,7 +29,7 @@ fn every_documented_key_is_read() {
     assert_eq!((read.logprobs, read.choices), (Some(3), 2));
     assert_eq!(read.timeout, Some(Duration::from_secs(1)));
     assert_eq!((read.stream, read.priority, read.cache), (true, Priority::High, false));
-    assert_eq!(read.speculate, Some(false));
+    assert_eq!((read.speculate, read.prediction.as_deref()), (Some(false), Some("lights on")));
 }
 
 #[test]

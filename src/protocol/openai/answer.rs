@@ -113,6 +113,7 @@ impl SentText {
 
 /// The token counts of chat completions and completions.
 pub(super) fn usage(done: &Done) -> Value {
+    let prediction = done.details.prediction.unwrap_or_default();
     json!({
         "prompt_tokens": done.usage.prompt_tokens,
         "completion_tokens": done.usage.completion_tokens,
@@ -121,8 +122,8 @@ pub(super) fn usage(done: &Done) -> Value {
         "completion_tokens_details": {
             "reasoning_tokens": 0,
             "audio_tokens": 0,
-            "accepted_prediction_tokens": 0,
-            "rejected_prediction_tokens": 0,
+            "accepted_prediction_tokens": prediction.accepted_tokens,
+            "rejected_prediction_tokens": prediction.rejected_tokens,
         },
     })
 }

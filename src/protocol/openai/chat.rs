@@ -38,6 +38,9 @@ pub fn chat_completions(body: &[u8], context: &CallContext) -> Result<Call, Refu
     keys.pass("top_logprobs", "top_logprobs", whole);
     keys.pass("response_format", "response_format", without_nulls);
     keys.pass("tools", "tools", |tools| content::tools(tools, &mut ignored));
+    if let Some(prediction) = keys.take("prediction") {
+        keys.set("prediction", "prediction", predicted_text(prediction, &mut ignored)?);
+    }
     if let Some(choice) = keys.take("tool_choice") {
         check_tool_choice(&choice)?;
         keys.set("tool_choice", "tool_choice", choice);
@@ -65,6 +68,20 @@ fn function_call(keys: &OpenAiKeys) -> Result<(), Refusal> {
     match keys.get("function_call").map(Value::as_str) {
         None | Some(Some("none" | "auto")) => Ok(()),
         Some(_) => Err(invalid("function_call: not supported; give the functions as tools, and tool_choice")),
+    }
+}
+
+/// The text of a predicted answer.
+fn predicted_text(prediction: Value, ignored: &mut u32) -> Result<Value, Refusal> {
+    let form = || invalid("prediction: give {\"type\":\"content\",\"content\":\"…\"}");
+    let Value::Object(mut keys) = prediction else { return Err(form()) };
+    let (kind, content) = (keys.remove("type"), keys.remove("content"));
+    *ignored += keys.len() as u32;
+    match (kind.as_ref().and_then(Value::as_str), content) {
+        (Some("content"), Some(content @ (Value::String(_) | Value::Array(_)))) => {
+            content::text(content, "prediction.content", ignored)
+        }
+        _ => Err(form()),
     }
 }
 

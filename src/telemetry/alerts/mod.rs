@@ -4,15 +4,20 @@
 //! Pure: readings and the time come in, changes go out. Deliberately knows no sensor, no broker and no journal.
 
 mod error_rate;
+mod history;
 mod rules;
 #[cfg(test)]
 mod tests;
 
+pub use history::{AlertList, PastAlert};
+
+use super::rfc3339;
 use crate::config;
 use error_rate::ErrorRate;
+use history::AlertHistory;
 use rules::Rule;
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long a reading may be missing before its alert is cleared as unknown.
 const MAX_READING_GAP: Duration = Duration::from_secs(60);
@@ -33,7 +38,7 @@ pub enum Kind {
     Cpu,
     /// Tokens are generated slowly.
     SlowTokens,
-    /// Many requests get an error event or exceed their deadline.
+    /// Many requests fail for a reason that lies with the daemon.
     ErrorRate,
     /// The time to the first token is long.
     Latency,
@@ -129,6 +134,8 @@ pub struct Alert {
     pub threshold: f64,
     /// What became of it.
     pub state: State,
+    /// When it was raised or cleared, also where it is delivered later: RFC 3339, UTC.
+    pub time: String,
 }
 
 /// The readings that the alerts are evaluated on, at one moment; `None` is unknown.
@@ -146,9 +153,9 @@ pub struct Conditions {
     pub cpu_percent: Option<f64>,
     /// Tokens per second while answers are generated, median of the last minute.
     pub tokens_per_second: Option<f64>,
-    /// Requests since start that got an error event or exceeded their deadline.
+    /// Requests since start that failed for a reason that lies with the daemon.
     pub failed: u64,
-    /// All requests since start that ended.
+    /// Requests since start that ended, without those that failed for another reason.
     pub ended: u64,
     /// Time to the first token, 95th percentile of the last minute, in milliseconds.
     pub ttft_ms: Option<f64>,
@@ -181,6 +188,7 @@ pub struct Alerts {
     /// When the connection to the broker was lost.
     disconnected_since: Option<Instant>,
     watches: [AlertWatch; Kind::ALL.len()],
+    history: AlertHistory,
 }
 
 /// The state of one kind of alert.
@@ -199,7 +207,8 @@ impl Alerts {
     /// Alerts with these rules; none is raised yet.
     pub fn new(rules: config::Alerts) -> Self {
         let (planned, errors) = (PlannedMemory::default(), ErrorRate::default());
-        Alerts { rules, planned, errors, disconnected_since: None, watches: Default::default() }
+        let (watches, history) = Default::default();
+        Alerts { rules, planned, errors, disconnected_since: None, watches, history }
     }
 
     /// Sets the memory plan, which the memory alert takes into account.
@@ -212,18 +221,37 @@ impl Alerts {
         self.rules = rules;
     }
 
-    /// Evaluates all alerts and returns those that changed. To be called about once a second.
-    pub fn evaluate(&mut self, now: Instant, conditions: &Conditions) -> Vec<Alert> {
+    /// Evaluates all alerts and returns those that changed; `time` is that of `now`. To be called about once a second.
+    pub fn evaluate(&mut self, now: Instant, time: SystemTime, conditions: &Conditions) -> Vec<Alert> {
         let values = self.values(now, conditions);
         let rule = |kind| Rule::of(kind, &self.rules, self.planned);
         let changes = Kind::ALL.into_iter().zip(values).zip(&mut self.watches);
-        changes.filter_map(|((kind, value), watch)| watch.look(kind, rule(kind), value, now)).collect()
+        let changes = changes.filter_map(|((kind, value), watch)| watch.look(kind, rule(kind), value, now));
+        let changes: Vec<Alert> = changes.map(|alert| Alert { time: rfc3339(time), ..alert }).collect();
+        changes.iter().for_each(|alert| self.history.record(now, alert));
+        changes
+    }
+
+    /// What is raised now, and what was cleared in the last hours.
+    pub fn list(&self, now: Instant) -> AlertList {
+        self.history.list(now)
+    }
+
+    /// The alerts that are raised now, as they were raised, and how many changes led to this.
+    pub fn raised_alerts(&self) -> (&[Alert], u64) {
+        (self.history.raised(), self.history.changes())
     }
 
     /// The names of the alerts that are raised now.
     pub fn raised(&self) -> impl Iterator<Item = &'static str> {
         let all = Kind::ALL.into_iter().zip(&self.watches);
         all.filter(|(_, watch)| watch.is_raised).map(|(kind, _)| kind.name())
+    }
+
+    /// The same as a set of bits in the order of [`Kind::ALL`], the first kind lowest.
+    pub fn raised_bits(&self) -> u16 {
+        let watches = self.watches.iter().enumerate();
+        watches.filter(|(_, watch)| watch.is_raised).fold(0, |bits, (at, _)| bits | 1 << at)
     }
 
     /// The reading of each kind, in the order of [`Kind::ALL`].
@@ -299,7 +327,8 @@ impl AlertWatch {
             false => (State::Cleared, rules::cleared_message(kind, value)),
         };
         let threshold = rule.threshold;
-        Some(Alert { kind, severity: rules::severity(kind), message, value, threshold, state })
+        let severity = rules::severity(kind);
+        Some(Alert { kind, severity, message, value, threshold, state, time: String::new() })
     }
 
     /// Clears an alert whose condition can no longer be evaluated.
@@ -307,6 +336,6 @@ impl AlertWatch {
         let AlertWatch { is_raised, last_reading: seen, threshold, .. } = std::mem::take(self);
         let value = seen.filter(|_| is_raised)?.1;
         let (severity, state) = (rules::severity(kind), State::Cleared);
-        Some(Alert { kind, severity, message, value, threshold, state })
+        Some(Alert { kind, severity, message, value, threshold, state, time: String::new() })
     }
 }

@@ -38,8 +38,9 @@ impl Simulation {
         let mut changes = Vec::new();
         for _ in 0..seconds {
             let now = self.start + Duration::from_secs(self.second);
-            changes
-                .extend(self.alerts.evaluate(now, conditions).into_iter().map(|alert| (self.second, alert)));
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(self.second);
+            let changed = self.alerts.evaluate(now, time, conditions);
+            changes.extend(changed.into_iter().map(|alert| (self.second, alert)));
             self.second += 1;
         }
         changes
@@ -201,7 +202,7 @@ fn the_payload_is_that_of_the_contract() {
                    budget.threads";
     let expected = serde_json::json!({
         "type": "temperature", "severity": "warning", "message": message, "value": 81.25, "threshold": 80.0,
-        "state": "raised",
+        "state": "raised", "time": "1970-01-01T00:00:20Z",
     });
     assert_eq!(json, expected);
 }

@@ -53,13 +53,22 @@ impl Quantity {
     }
 }
 
+/// Why requests failed: `error.type` of OpenTelemetry's conventions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorType {
+    /// With this code.
+    Code(Code),
+    /// With one that has no histogram of its own: `_OTHER`.
+    Other,
+}
+
 /// The histogram of one quantity since start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Distribution {
     /// The quantity that was measured.
     pub quantity: Quantity,
-    /// Why these requests failed (`error.type`); `None` for those that did not.
-    pub error: Option<Code>,
+    /// Why these requests failed; `None` for those that did not.
+    pub error: Option<ErrorType>,
     /// How many durations were no longer than each of [`Quantity::bounds`].
     pub cumulative: Vec<u64>,
     /// The sum of all durations, in seconds.
@@ -89,7 +98,7 @@ impl FixedBuckets {
         self.sum_s += seconds;
     }
 
-    pub fn distribution(&self, error: Option<Code>) -> Distribution {
+    pub fn distribution(&self, error: Option<ErrorType>) -> Distribution {
         let (mut count, mut cumulative) = (0, Vec::with_capacity(self.counts.len()));
         for of_bucket in &self.counts {
             count += of_bucket;
@@ -130,8 +139,9 @@ mod tests {
         for quantity in ALL {
             let mut buckets = FixedBuckets::new(quantity);
             seconds.iter().for_each(|seconds| buckets.record(*seconds));
-            let reported = buckets.distribution(Some(Code::Timeout));
-            assert_eq!((reported.count, reported.error), (5000, Some(Code::Timeout)));
+            let error = Some(ErrorType::Code(Code::Timeout));
+            let reported = buckets.distribution(error);
+            assert_eq!((reported.count, reported.error), (5000, error));
             assert!((reported.sum_s / seconds.iter().sum::<f64>() - 1.0).abs() < 1e-9);
             for (bound, cumulative) in quantity.bounds().iter().zip(reported.cumulative) {
                 let by_hand = seconds.iter().filter(|seconds| *seconds <= bound).count();

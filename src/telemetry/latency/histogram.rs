@@ -33,6 +33,15 @@ impl Histogram {
         self.count += u64::from(count);
     }
 
+    /// The durations that were added since this histogram was as `earlier` is.
+    pub fn since(&self, earlier: &Histogram) -> Histogram {
+        let mut added = Histogram { count: self.count.saturating_sub(earlier.count), ..self.clone() };
+        for (count, before) in added.buckets.iter_mut().zip(&earlier.buckets) {
+            *count = count.saturating_sub(*before);
+        }
+        added
+    }
+
     /// The exact number of durations.
     pub fn count(&self) -> u64 {
         self.count
@@ -107,6 +116,17 @@ pub(super) mod tests {
                 assert!((reported / exact - 1.0).abs() < 0.02, "{share} of {seed}: {reported} for {exact}");
             }
         }
+    }
+
+    #[test]
+    fn what_was_added_since_has_its_own_percentiles() {
+        let mut histogram = Histogram::default();
+        histogram.add(BucketIndex::of(Duration::from_micros(7)), 100);
+        let earlier = histogram.clone();
+        assert_eq!(histogram.since(&earlier).percentile(0.5), None);
+        histogram.add(BucketIndex::of(Duration::from_micros(30)), 1);
+        let added = histogram.since(&earlier);
+        assert_eq!((added.count(), added.percentile(0.5)), (1, Some(Duration::from_micros(30))));
     }
 
     #[test]

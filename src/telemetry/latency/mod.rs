@@ -5,7 +5,7 @@ mod fixed_buckets;
 pub mod histogram;
 mod sliding_window;
 
-pub use fixed_buckets::{Distribution, Quantity};
+pub use fixed_buckets::{Distribution, ErrorType, Quantity};
 
 use crate::protocol::{LatencyWindows, Percentiles};
 pub(super) use fixed_buckets::FixedBuckets;
@@ -49,6 +49,11 @@ impl LatencyStats {
         self.all.add(place, 1);
         self.minute.record(now, place);
         self.hour.record(now, place);
+    }
+
+    /// All durations since start.
+    pub fn all(&self) -> &Histogram {
+        &self.all
     }
 
     /// The percentiles of each window, in milliseconds.

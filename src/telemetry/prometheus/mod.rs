@@ -8,10 +8,11 @@ mod exposition;
 #[cfg(test)]
 mod tests;
 
-use super::{Distribution, Quantity, Telemetry};
+use super::{Distribution, ErrorType, Quantity, Telemetry};
 use crate::protocol::{
-    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, HttpCalls, Memory, Method, MqttLink, Pressure,
-    Reading, Report, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throughput, json,
+    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GuardReason, HttpCalls, Memory, Method,
+    MqttLink, Pressure, Reading, Report, Requests, Security, ShortlistCounts, StructuredOutput, Thermal,
+    Throttled, Throughput, json,
 };
 use exposition::{Exposition, Label, MetricFamily};
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     text.gauge("bitnetd_uptime_seconds", "Since the daemon started.").count(report.uptime_s);
     latencies(&mut text, &telemetry.distributions(), model.as_deref());
     report_metrics(&mut text, &report);
+    security(&mut text, &report.security);
     waiting(&mut text, &report.waiting);
     text.finish()
 }
@@ -89,9 +91,9 @@ fn latencies(text: &mut Exposition, all: &[Distribution], model: Option<&str>) {
     ] {
         let mut family = text.histogram(name, help);
         for found in all.iter().filter(|found| found.quantity == quantity) {
-            let error = found.error.map(|code| word(&code));
+            let error = found.error.map(error_type);
             let mut labels = vec![("gen_ai_operation_name", "chat"), ("gen_ai_provider_name", "bitnetd")];
-            // The model is the same for all; failures have a series for each error code.
+            // The model is the same for all; failures have a series for each type of error.
             labels.extend(match &error {
                 Some(error) => Some(("error_type", error.as_str())),
                 None => model.map(|model| ("gen_ai_request_model", model)),
@@ -101,9 +103,10 @@ fn latencies(text: &mut Exposition, all: &[Distribution], model: Option<&str>) {
     }
 }
 
-/// A unit variant as the protocol serialises it.
-fn word(value: &impl serde::Serialize) -> String {
-    let json = serde_json::to_value(value).expect("a plain name");
+/// An error code as the protocol serialises it, or OpenTelemetry's value for all others.
+fn error_type(error: ErrorType) -> String {
+    let ErrorType::Code(code) = error else { return "_OTHER".into() };
+    let json = serde_json::to_value(code).expect("a plain name");
     json.as_str().map(str::to_owned).unwrap_or_default()
 }
 
@@ -135,20 +138,31 @@ fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {
 
 fn decoding(text: &mut Exposition, counts: &Decoding) {
     let Decoding {
-        steps, step_requests, prefix_tokens, suspensions, proposed_tokens, accepted_tokens, ..
+        steps,
+        step_requests,
+        prefix_hits,
+        prefix_tokens,
+        suspensions,
+        proposed_tokens,
+        accepted_tokens,
     } = *counts;
     text.counter("bitnetd_decoding_steps_total", "Passes over the weights.").count(steps);
     text.counter("bitnetd_decoding_step_requests_total", "Requests in them.").count(step_requests);
+    text.counter("bitnetd_prefix_hits_total", "Prompts found in part.").count(prefix_hits);
     text.counter("bitnetd_prefix_tokens_total", "Prompt tokens found.").count(prefix_tokens);
     text.counter("bitnetd_suspensions_total", "Slots given up.").count(suspensions);
     text.counter("bitnetd_proposed_tokens_total", "Tokens looked up.").count(proposed_tokens);
     text.counter("bitnetd_accepted_tokens_total", "Of these, accepted.").count(accepted_tokens);
 }
 
+/// Bytes that the text may have in addition. Alerts and counts of many digits need some more.
+fn space(text: &Exposition) -> usize {
+    (json::MAX_REQUEST - SPARE_BYTES).saturating_sub(text.json_len())
+}
+
 /// The waiting of as many of the clients as the text has space for.
 fn waiting(text: &mut Exposition, clients: &[ClientWaiting]) {
-    // Alerts and counts of many digits need some more.
-    let space = (json::MAX_REQUEST - SPARE_BYTES).saturating_sub(text.json_len());
+    let space = space(text);
     let with = |named: usize| {
         let mut part = Exposition::default();
         waiting_of(&mut part, &clients[..named.min(clients.len())], &clients[named.min(clients.len())..]);
@@ -186,6 +200,19 @@ fn http(text: &mut Exposition, calls: &HttpCalls) {
         .sample(&[("api", "own")], Some(own as f64));
     text.counter("bitnetd_http_denied_total", "Of these, not allowed.").count(denied);
     text.counter("bitnetd_http_ignored_keys_total", "Unknown keys of calls.").count(ignored_keys);
+}
+
+/// What the guard refused, where the text has space for it. It has none where requests failed for every reason there is.
+fn security(text: &mut Exposition, counts: &Security) {
+    let mut part = Exposition::default();
+    let mut refused = counts.refused;
+    let mut family = part.counter("bitnetd_guard_refused_total", "Refused by the guard.");
+    for reason in GuardReason::ALL {
+        family = family.sample(&[("reason", reason.name())], Some(*refused.of(reason) as f64));
+    }
+    if part.json_len() < space(text) {
+        text.append(part);
+    }
 }
 
 fn throughput(text: &mut Exposition, throughput: &Throughput) {

@@ -198,7 +198,7 @@ pub(in crate::telemetry) fn full() -> Telemetry {
             .waiting
             .begun(&format!("mqtt:{client:02} {}", "\"x".repeat(29)), Duration::from_millis(1500));
     }
-    telemetry.waiting.set_waiting(&std::collections::HashMap::from([("late", 3)]));
+    (0..3).for_each(|_| telemetry.waiting.joined("late"));
     telemetry.structured_output.refused();
     telemetry.structured_output.nothing_fits(2);
     telemetry.http.called(super::super::HttpApi::OpenAi);
@@ -221,6 +221,7 @@ fn host() -> Snapshot {
     let (source, scope) = ("/dev/vcio".to_owned(), "board".to_owned());
     let pressure = Some(Pressure { some_10s: 25.0, some_60s: 12.5, full_10s: None });
     Snapshot {
+        is_on_battery: false,
         power: reading(4.5, "W", "/sys/p"),
         thermal: Thermal {
             cpu: reading(56.25, "°C", "/sys/t"),
@@ -347,7 +348,7 @@ fn clients_that_wait_have_samples_each_and_the_rest_one_together() {
     ["1", "2"].into_iter().for_each(|end| {
         telemetry.waiting.begun(&format!("mqtt:{}{end}", "x".repeat(40)), Duration::from_secs(1))
     });
-    telemetry.waiting.set_waiting(&std::collections::HashMap::from([("uid=1000", 4)]));
+    (0..4).for_each(|_| telemetry.waiting.joined("uid=1000"));
     let shown = |telemetry: &Telemetry| render(telemetry, SystemTime::UNIX_EPOCH);
     let text = shown(&telemetry);
     for line in [
@@ -378,12 +379,61 @@ fn a_number_that_is_none_is_left_out() {
     assert_eq!(text.finish(), "");
 }
 
+/// Raises every alert but the one for the time to the broker.
+fn raise_alerts(telemetry: &Telemetry) {
+    telemetry.set_alert_rules(crate::config::Alerts {
+        hold: Duration::ZERO,
+        temperature_c: Some(50.0),
+        throttled: true,
+        under_voltage: true,
+        memory_percent: Some(1.0),
+        cpu_percent: Some(10.0),
+        tokens_per_second: Some(1e6),
+        error_percent: Some(1.0),
+        ttft_ms: Some(1.0),
+        queue_percent: Some(1.0),
+        broker_link_s: None,
+        subscription: true,
+        storage: true,
+    });
+    telemetry.set_link(MqttLink { deaf: true, storage_problem: Some("full".into()), ..MqttLink::default() });
+    let now = Instant::now();
+    telemetry.evaluate_alerts(now, 1);
+    (0..5).for_each(|_| telemetry.failed(Code::Internal, Duration::ZERO));
+    telemetry.evaluate_alerts(now + Duration::from_millis(1), 1);
+}
+
 #[test]
-fn the_longest_text_takes_no_more_than_a_request_may() {
-    let text = render(&full(), SystemTime::UNIX_EPOCH);
-    let (plain, escaped) = (text.len(), json::metrics(&text).len());
-    // Some alerts more, and counts of many digits.
-    assert!(plain > 30_000 && escaped + 1000 < json::MAX_REQUEST, "{plain} bytes, {escaped} as JSON");
+fn the_longest_text_has_every_client_and_takes_no_more_than_a_request_may() {
+    let telemetry = full();
+    raise_alerts(&telemetry);
+    let text = render(&telemetry, SystemTime::UNIX_EPOCH);
+    let (families, escaped) = (read(&text), json::metrics(&text).len());
+    assert!(families["bitnetd_alert"].samples.len() >= 10, "{:?}", families["bitnetd_alert"]);
+    for name in
+        ["bitnetd_client_begun_total", "bitnetd_client_waited_seconds_total", "bitnetd_client_waiting"]
+    {
+        assert_eq!(families[name].samples.len(), 17, "16 clients, and all others");
+    }
+    // Each number may become ten digits longer.
+    let digits = 10 * text.lines().filter(|line| !line.starts_with('#')).count();
+    assert!(escaped + digits < json::MAX_REQUEST, "{escaped} bytes, and {digits} more");
+}
+
+#[test]
+fn a_text_that_would_become_too_long_leaves_clients_out() {
+    let telemetry = full();
+    // Nothing else is as long as anybody makes it.
+    let (source, scope) = ("/sys/".repeat(2200), "board".to_owned());
+    let power = Some(Reading { value: 1.0, unit: "W", method: Method::Measured, source, scope });
+    telemetry.observe(Instant::now(), Snapshot { power, ..host() });
+    let text = render(&telemetry, SystemTime::UNIX_EPOCH);
+    let named = read(&text).get("bitnetd_client_begun_total").map_or(0, |family| family.samples.len());
+    assert!(
+        (2..17).contains(&named) && json::metrics(&text).len() < json::MAX_REQUEST,
+        "{named} of {}",
+        text.len()
+    );
 }
 
 #[test]
@@ -440,7 +490,17 @@ fn the_dashboard_uses_only_exported_metrics_and_all_that_matter() {
         let query = variable["query"]["query"].as_str().expect("a query");
         assert!(names(query).iter().all(|name| reported.contains(name)), "{query}");
     }
-    for name in ["bitnetd_power_watts", "bitnetd_temperature_celsius", "bitnetd_throttled", "bitnetd_alert"] {
+    for name in [
+        "bitnetd_power_watts",
+        "bitnetd_temperature_celsius",
+        "bitnetd_throttled",
+        "bitnetd_alert",
+        "bitnetd_decoding_steps_total",
+        "bitnetd_prefix_tokens_total",
+        "bitnetd_accepted_tokens_total",
+        "bitnetd_suspensions_total",
+        "bitnetd_client_waiting",
+    ] {
         assert!(asked.contains(name), "{name}");
     }
     let source = &dashboard["__inputs"][0]["name"];

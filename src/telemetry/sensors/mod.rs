@@ -43,6 +43,8 @@ pub struct Snapshot {
     pub cpu: Cpu,
     /// Memory of host, control group and process, in bytes; the budget is 0 here and set by the daemon.
     pub memory: Memory,
+    /// Whether a battery supplies the machine now.
+    pub is_on_battery: bool,
 }
 
 /// The sensors of this machine. They are looked up once, since their numbers change only between boots.
@@ -101,6 +103,7 @@ impl Sensors {
                 ..self.load.read(&self.root, now)
             },
             memory: self.memory.read(&self.root, now),
+            is_on_battery: self.power.is_on_battery(&self.root),
         }
     }
 

@@ -22,6 +22,23 @@ pub(super) struct AccessRules {
     pub origins: Vec<String>,
 }
 
+/// A call that may be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Access {
+    /// The origin of the web page that makes it, if one does, which the browser wants to see confirmed.
+    pub origin: Option<HeaderValue>,
+    /// The name of its token, where that has one.
+    pub token_name: Option<String>,
+}
+
+/// A token of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AccessToken {
+    /// What the file calls its holder.
+    pub name: Option<String>,
+    secret: String,
+}
+
 /// A call that may not be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AccessDenied {
@@ -45,21 +62,21 @@ pub(super) fn own_hosts(device: &str, settings: &config::Http) -> Vec<String> {
 }
 
 impl AccessRules {
-    /// Checks a call. Returns the origin of the web page that makes it, if one does, which the browser wants to see
-    /// confirmed.
+    /// Checks a call.
     ///
     /// `tokens`: the call has to have one of these; `None` asks for none.
     pub fn check(
         &self,
         uri: &Uri,
         headers: &HeaderMap,
-        tokens: Option<&[String]>,
-    ) -> Result<Option<HeaderValue>, AccessDenied> {
+        tokens: Option<&[AccessToken]>,
+    ) -> Result<Access, AccessDenied> {
         let host = host(uri, headers)?;
         let origin = self.allowed_origin(&host, headers)?;
-        if let Some(tokens) = tokens {
-            check_token(tokens, headers)?;
-        }
+        let token_name = match tokens {
+            Some(tokens) => check_token(tokens, headers)?.name.clone(),
+            None => None,
+        };
         match &self.hosts {
             Some(hosts) if tokens.is_none() && !is_own_host(&host, hosts) => Err(AccessDenied::new(
                 403,
@@ -68,7 +85,7 @@ impl AccessRules {
                     shortened(&host)
                 ),
             )),
-            _ => Ok(origin),
+            _ => Ok(Access { origin, token_name }),
         }
     }
 
@@ -125,7 +142,7 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-fn check_token(tokens: &[String], headers: &HeaderMap) -> Result<(), AccessDenied> {
+fn check_token<'t>(tokens: &'t [AccessToken], headers: &HeaderMap) -> Result<&'t AccessToken, AccessDenied> {
     let Some(given) = headers.get(AUTHORIZATION) else {
         let message =
             "no token; send the header Authorization: Bearer TOKEN, where http.token_file has the token";
@@ -134,10 +151,12 @@ fn check_token(tokens: &[String], headers: &HeaderMap) -> Result<(), AccessDenie
     let given = given.as_bytes();
     let is_bearer = given.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "));
     let given = if is_bearer { given[7..].trim_ascii() } else { b"" };
-    if tokens.iter().any(|token| is_same(token.as_bytes(), given)) {
-        return Ok(());
-    }
-    Err(AccessDenied::new(401, "the token is not one of http.token_file"))
+    // All are compared, so that the time does not tell which of them it was.
+    let same = tokens.iter().fold(None, |found, token| match is_same(token.secret.as_bytes(), given) {
+        true => Some(token),
+        false => found,
+    });
+    same.ok_or_else(|| AccessDenied::new(401, "the token is not one of http.token_file"))
 }
 
 /// Whether two texts are the same, in a time that tells nothing of where they differ.
@@ -146,10 +165,17 @@ fn is_same(ours: &[u8], given: &[u8]) -> bool {
     ours.len() == given.len() && std::hint::black_box(difference) == 0
 }
 
-/// The tokens of a file: one a line, without the spaces around it; empty lines and comments (`#`) are none.
-pub(super) fn tokens(text: &str) -> Vec<String> {
-    let lines = text.lines().map(str::trim);
-    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+/// The tokens of a file: one a line, without the spaces around it, after the name of its holder and a space where it has
+/// one; empty lines and comments (`#`) are none. No token that a client can send has a space in it (RFC 6750).
+pub(super) fn tokens(text: &str) -> Vec<AccessToken> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let token = |line: &str| match line.split_once(char::is_whitespace) {
+        Some((name, secret)) => {
+            AccessToken { name: Some(name.to_owned()), secret: secret.trim_start().to_owned() }
+        }
+        None => AccessToken { name: None, secret: line.to_owned() },
+    };
+    lines.map(token).collect()
 }
 
 fn shortened(text: &str) -> String {
@@ -173,7 +199,7 @@ mod tests {
 
     fn check_with(
         rules: &AccessRules,
-        tokens: Option<&[String]>,
+        tokens: Option<&[AccessToken]>,
         headers: &[(&'static str, &str)],
     ) -> Result<Option<String>, u16> {
         let mut map = HeaderMap::new();
@@ -182,7 +208,7 @@ mod tests {
         }
         rules
             .check(&Uri::from_static("/v1/models"), &map, tokens)
-            .map(|origin| origin.map(|origin| origin.to_str().expect("text").to_owned()))
+            .map(|access| access.origin.map(|origin| origin.to_str().expect("text").to_owned()))
             .map_err(|denied| denied.status)
     }
 
@@ -230,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_token_is_asked_for_where_there_are_some() {
-        let tokens = ["s3cret".to_owned(), "other".to_owned()];
+        let tokens = tokens("s3cret\nother");
         let check = |headers: &[_]| check_with(&rules(), Some(&tokens), headers);
         let with = |value| check(&[("host", "pi"), ("authorization", value)]);
         assert_eq!((with("Bearer s3cret"), with("bearer  other ")), (Ok(None), Ok(None)));
@@ -246,6 +272,32 @@ mod tests {
 
     #[test]
     fn tokens_are_lines() {
-        assert_eq!(tokens("# for the tablet\n a \n\nb\r\n"), ["a", "b"]);
+        let token = |name: Option<&str>, secret: &str| AccessToken {
+            name: name.map(str::to_owned),
+            secret: secret.to_owned(),
+        };
+        assert_eq!(
+            tokens("# for the tablet\n a \n\nb\r\nkitchen tablet3\n hall \t c=d \n"),
+            [
+                token(None, "a"),
+                token(None, "b"),
+                token(Some("kitchen"), "tablet3"),
+                token(Some("hall"), "c=d")
+            ]
+        );
+    }
+
+    #[test]
+    fn a_call_is_known_by_the_name_of_its_token() {
+        let tokens = tokens("s3cret\nkitchen k1tchen");
+        let name = |value: &str| {
+            let mut map = HeaderMap::new();
+            map.append("host", HeaderValue::from_static("pi"));
+            map.append("authorization", HeaderValue::from_str(value).expect("visible characters"));
+            let access = rules().check(&Uri::from_static("/v1/models"), &map, Some(&tokens));
+            access.map(|access| access.token_name).map_err(|denied| denied.status)
+        };
+        assert_eq!((name("Bearer k1tchen"), name("Bearer s3cret")), (Ok(Some("kitchen".into())), Ok(None)));
+        assert_eq!((name("Bearer kitchen"), name("Bearer kitchen k1tchen")), (Err(401), Err(401)));
     }
 }

@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// Bytes collected for one write.
 const BATCH: usize = 4 * 1024;
@@ -43,18 +43,39 @@ pub(super) struct CallGuard {
     pub request: InFlightRequest,
     /// The slot of a request that is on its way to the model.
     pub slot: Option<TakenSlots>,
+    /// The name of the token with which it was made.
+    pub token_name: Option<String>,
 }
 
 impl CallGuard {
     /// A call that begins, whose id no other of the connection has.
     pub fn begin(id: String, in_flight: &Arc<InFlight>) -> Self {
-        CallGuard { request: InFlightRequest::begin(id.into(), in_flight), slot: None }
+        CallGuard { request: InFlightRequest::begin(id.into(), in_flight), slot: None, token_name: None }
     }
 }
 
 impl From<Vec<u8>> for AnswerBody {
     fn from(bytes: Vec<u8>) -> Self {
         AnswerBody::Whole(Some(bytes.into()))
+    }
+}
+
+/// Bytes, and the place that they take until they are sent.
+struct HeldBytes {
+    bytes: Vec<u8>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl AnswerBody {
+    /// Known bytes that hold a place until they are sent, or the client is gone.
+    pub fn holding(bytes: Vec<u8>, place: OwnedSemaphorePermit) -> Self {
+        AnswerBody::Whole(Some(Bytes::from_owner(HeldBytes { bytes, _place: place })))
     }
 }
 

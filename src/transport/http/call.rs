@@ -3,7 +3,7 @@
 //! Deliberately writes no byte: hyper does.
 
 use super::HttpContext;
-use super::access::{AccessDenied, AccessRules};
+use super::access::{Access, AccessDenied, AccessRules};
 use super::answer_body::{AnswerBody, CallGuard, EventBody};
 use super::request_body::UnreadBody;
 use super::response::{self, HttpResponse, JSON, TEXT};
@@ -11,13 +11,15 @@ use super::routes::{self, HttpRoute};
 use super::slots::TakenSlots;
 use crate::protocol::api::{Call, CallContext, HttpRefusal, TranslatedRequest};
 use crate::protocol::{Code, Event, Refusal, ollama, openai};
-use crate::telemetry::{HttpApi, prometheus};
+use crate::telemetry::history::{self, ReportRequest, ReportSubject};
+use crate::telemetry::{DaemonPhase, HttpApi, prometheus};
 use crate::transport::in_flight::InFlight;
 use crate::transport::{Inbound, Reply, WhenFull};
 use hyper::Method;
 use hyper::body::Incoming;
-use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
+use jiff::tz::TimeZone;
+use serde::Serialize;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -59,8 +61,8 @@ impl Caller {
         self.context.0.telemetry.http.called(api);
         let route = routes::route(&head.method, head.uri.path());
         let is_public = route.as_ref().is_ok_and(HttpRoute::is_public);
-        let origin = match self.check(&head, is_public) {
-            Ok(origin) => origin,
+        let Access { origin, token_name } = match self.check(&head, is_public) {
+            Ok(access) => access,
             Err(denied) => {
                 self.context.0.telemetry.refused();
                 self.context.0.telemetry.http.denied();
@@ -71,14 +73,18 @@ impl Caller {
             return Ok(response::finish(response::preflight(), api, &id, origin));
         }
         let response = match route {
-            Ok(route) => self.dispatch(api, route, body, call, received).await,
+            Ok(HttpRoute::Health) => self.health(self.check(&head, false).is_ok()),
+            Ok(route) => {
+                let call = CallGuard { token_name, ..call };
+                self.dispatch(api, route, head.uri.query(), body, call, received).await
+            }
             Err(reason) => response::no_route(api, reason),
         };
         Ok(response::finish(response, api, &id, origin))
     }
 
     /// Checks whether the call may be made, see [`AccessRules::check`].
-    fn check(&self, head: &Parts, is_public: bool) -> Result<Option<HeaderValue>, AccessDenied> {
+    fn check(&self, head: &Parts, is_public: bool) -> Result<Access, AccessDenied> {
         // A browser asks before it sends a token along.
         let needs_token = self.peer.is_tcp && !is_public && head.method != Method::OPTIONS;
         let tokens = if needs_token { self.context.tokens()? } else { None };
@@ -89,6 +95,7 @@ impl Caller {
         &self,
         api: HttpApi,
         route: HttpRoute,
+        query: Option<&str>,
         body: UnreadBody,
         call: CallGuard,
         received: Instant,
@@ -96,11 +103,11 @@ impl Caller {
         let shared = &self.context.0;
         let model = &shared.model;
         match route {
-            HttpRoute::Health => self.health(),
             HttpRoute::Metrics => {
                 let text = prometheus::render(&shared.telemetry, SystemTime::now());
                 response::response(200, prometheus::CONTENT_TYPE, text.into_bytes())
             }
+            HttpRoute::Report => self.report(query.unwrap_or_default()).await,
             HttpRoute::Root => response::response(200, TEXT, b"bitnetd is running\n".to_vec()),
             HttpRoute::Models => response::response(200, JSON, openai::models(model)),
             HttpRoute::Model(name) => known(openai::model(model, &name)),
@@ -123,20 +130,52 @@ impl Caller {
     }
 
     /// The state of the daemon: 503 while it takes no requests, so that a proxy or a supervisor sees it without reading.
-    fn health(&self) -> HttpResponse {
+    /// `is_trusted`: whether the caller may see more than the state and its reasons.
+    fn health(&self, is_trusted: bool) -> HttpResponse {
+        #[derive(Serialize)]
+        struct HealthPage<T> {
+            /// For those who knew the page before it had a state.
+            status: &'static str,
+            #[serde(flatten)]
+            health: T,
+        }
         let shared = &self.context.0;
-        let reasons = shared.telemetry.raised_alerts();
-        let (status, word, state) = if shared.draining.is_cancelled() {
-            (503, "shutting_down", "draining")
-        } else if !shared.loaded.is_cancelled() {
-            (503, "loading", "loading")
-        } else if reasons.is_empty() {
-            (200, "ok", "ready")
-        } else {
-            (200, "ok", "degraded")
+        let phase = DaemonPhase::of(shared.loaded.is_cancelled(), shared.draining.is_cancelled());
+        let (code, status) = match phase {
+            DaemonPhase::Serving => (200, "ok"),
+            DaemonPhase::Loading => (503, "loading"),
+            DaemonPhase::Draining => (503, "shutting_down"),
         };
-        let body = serde_json::json!({ "status": word, "state": state, "reasons": reasons });
-        response::response(status, JSON, format!("{body}\n").into_bytes())
+        let body = match is_trusted {
+            true => {
+                let health = shared.telemetry.health(phase, SystemTime::now());
+                serde_json::to_string(&HealthPage { status, health })
+            }
+            false => {
+                let health = shared.telemetry.health_summary(phase);
+                serde_json::to_string(&HealthPage { status, health })
+            }
+        };
+        let body = body.expect("plain data");
+        response::response(code, JSON, format!("{body}\n").into_bytes())
+    }
+
+    /// The report of the history. One at a time is in memory, until its client has read it or a write has waited too long.
+    async fn report(&self, query: &str) -> HttpResponse {
+        let shared = &self.context.0;
+        let request = match ReportRequest::parse(query) {
+            Ok(request) => request,
+            Err(message) => return response::error(HttpApi::Own, 400, "invalid_request", &message),
+        };
+        let place = Arc::clone(&shared.report_place).acquire_owned().await;
+        let place = place.expect("the semaphore is never closed");
+        let Some(steps) = shared.telemetry.history() else {
+            let message = "there is no history: history.enabled is false";
+            return response::error(HttpApi::Own, 503, "unavailable", message);
+        };
+        let subject = ReportSubject { device: &shared.device, model: &shared.model.name };
+        let report = history::render(&steps, subject, &request, SystemTime::now(), &TimeZone::system());
+        response::report(request.form, AnswerBody::holding(report, place))
     }
 
     /// Answers a call that the model answers.
@@ -223,12 +262,16 @@ impl Caller {
         let (id, cancel) = (guard.request.id.clone(), guard.request.cancel.clone());
         let reply = Reply::new(&id, &sender).expect("the channel is new");
         drop(sender);
+        // Behind a proxy many clients have one address; the name of a token tells them apart.
+        let holder = guard.token_name.as_ref().map(|name| format!("token:{name}"));
+        let client = holder.as_ref().unwrap_or(&self.peer.client);
         let inbound = Inbound {
             request,
             id,
-            client: self.peer.client.clone(),
-            cache_key: self.peer.client.clone(),
-            queue_key: self.peer.queue_key.clone(),
+            client: client.clone(),
+            cache_key: client.clone(),
+            queue_key: holder.as_ref().unwrap_or(&self.peer.queue_key).clone(),
+            limit_key: client.clone(),
             when_full: WhenFull::Refuse,
             received,
             reply,

@@ -25,14 +25,14 @@ use super::named_file;
 use crate::config;
 use crate::protocol::api::ModelCard;
 use crate::telemetry::Telemetry;
-use access::AccessDenied;
+use access::{AccessDenied, AccessToken};
 use request_body::BodyMemory;
 use slots::Slots;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 /// Memory that one connection can hold, in bytes: the head of a request, the beginning of its body, and what waits to be
@@ -77,6 +77,10 @@ struct Shared {
     model: Arc<ModelCard>,
     slots: Slots,
     bodies: BodyMemory,
+    /// The device id.
+    device: String,
+    /// The one report that may be in memory.
+    report_place: Arc<Semaphore>,
     inbound: mpsc::Sender<Inbound>,
     telemetry: Arc<Telemetry>,
     loaded: CancellationToken,
@@ -99,6 +103,8 @@ impl HttpContext {
             model: Arc::new(model),
             slots: Slots::new(slots),
             bodies: BodyMemory::new(settings.body_bytes),
+            report_place: Arc::new(Semaphore::new(1)),
+            device,
             inbound,
             telemetry,
             loaded,
@@ -113,7 +119,7 @@ impl HttpContext {
 
     /// The tokens, one of which a call over TCP has to have; `None` where it needs none. Their file is read anew for each
     /// call, so that a token that is removed is worth nothing from then on. Where it cannot be read, nobody may call.
-    fn tokens(&self) -> Result<Option<Vec<String>>, AccessDenied> {
+    fn tokens(&self) -> Result<Option<Vec<AccessToken>>, AccessDenied> {
         let settings = &self.0.settings;
         let Some(path) = &settings.token_file else { return Ok(None) };
         let bytes = named_file::read_secret(path, settings.credentials.as_deref());

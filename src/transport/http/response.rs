@@ -8,9 +8,11 @@ use super::routes::NoRoute;
 use crate::protocol::api::HttpRefusal;
 use crate::protocol::{Refusal, ollama, openai};
 use crate::telemetry::HttpApi;
+use crate::telemetry::history::{self, ReportForm};
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW,
-    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use hyper::{Response, StatusCode};
 
@@ -38,6 +40,17 @@ pub(super) fn streamed(content_type: &'static str, body: AnswerBody) -> HttpResp
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(NO_BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
+/// A report of the history. A browser loads nothing for it, and shows it in no other page.
+pub(super) fn report(form: ReportForm, body: AnswerBody) -> HttpResponse {
+    let mut response = response(200, form.content_type(), body);
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(history::CONTENT_POLICY));
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     response
 }
 
@@ -89,7 +102,7 @@ pub(super) fn no_route(api: HttpApi, reason: NoRoute) -> HttpResponse {
             api,
             404,
             "unknown_url",
-            "no such path; there are /health, /metrics, /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, \
+            "no such path; there are /health, /metrics, /report, /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, \
              and /api/chat, /api/generate, /api/tags, /api/show, /api/ps, /api/version, /api/pull",
         ),
         NoRoute::Method(allowed) => {

@@ -12,6 +12,8 @@ pub(super) enum HttpRoute {
     Health,
     /// `GET /metrics`
     Metrics,
+    /// `GET /report`
+    Report,
     /// `GET /`
     Root,
     /// `POST /v1/chat/completions`
@@ -82,6 +84,7 @@ pub(super) fn route(method: &Method, path: &str) -> Result<HttpRoute, NoRoute> {
     let (route, is_post) = match path {
         "/health" => (HttpRoute::Health, false),
         "/metrics" => (HttpRoute::Metrics, false),
+        "/report" => (HttpRoute::Report, false),
         "/" => (HttpRoute::Root, false),
         "/v1/chat/completions" => (HttpRoute::ChatCompletions, true),
         "/v1/completions" => (HttpRoute::Completions, true),
@@ -127,6 +130,7 @@ mod tests {
     fn a_path_has_its_methods() {
         assert_eq!(route(&Method::GET, "/health"), Ok(HttpRoute::Health));
         assert_eq!(route(&Method::HEAD, "/metrics"), Ok(HttpRoute::Metrics));
+        assert_eq!(route(&Method::GET, "/report"), Ok(HttpRoute::Report));
         assert_eq!(route(&Method::POST, "/metrics"), Err(NoRoute::Method("GET, HEAD")));
         assert_eq!(route(&Method::GET, "/v1/chat/completions"), Err(NoRoute::Method("POST")));
         assert_eq!(route(&Method::POST, "/api/chat"), Ok(HttpRoute::OllamaChat));

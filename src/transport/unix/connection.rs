@@ -8,7 +8,7 @@ use super::writer::{EVENTS, EventWriter, FLUSH_TIMEOUT, OutgoingBytes, event_lin
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
 use crate::protocol::{Code, Event, Refusal, Request, RequestId};
-use crate::telemetry::prometheus;
+use crate::telemetry::{DaemonPhase, prometheus};
 use crate::transport::http::{self, HttpPeer, is_http};
 use crate::transport::in_flight::InFlight;
 use crate::transport::line_framing::{Line, LineSplitter};
@@ -64,14 +64,6 @@ async fn run(
             gone = wait_for_hangup(watched) => return gone,
             () = http::serve(stream, peer, Arc::clone(flight), shared.http) => return Ok(()),
         }
-    }
-    // Until the model is loaded, lines wait unread, as in the listen backlog.
-    tokio::select! {
-        biased;
-        gone = wait_for_hangup(watched) => return gone,
-        () = shared.close.cancelled() => {}
-        () = shared.draining.cancelled() => {}
-        () = shared.loaded.cancelled() => {}
     }
     run_halves(stream, peer, watched, number, flight, shared).await
 }
@@ -232,17 +224,18 @@ impl Reader<'_> {
     }
 
     async fn handle_line(&mut self, line: Line<'_>) -> ReadLoop {
-        let received = Instant::now();
         match line {
             Line::TooLong(beginning) => {
                 let id = id_of_truncated(beginning).filter(|id| !self.in_flight.is_running(id));
                 self.refuse(id, too_long()).await
             }
-            Line::Whole(bytes) => match json::incoming(bytes) {
-                Ok(Incoming::Request(request)) => self.request(*request, received).await,
+            Line::Whole(bytes) => match self.read_line(bytes).await {
+                Ok(Incoming::Request(request)) => self.request(*request, Instant::now()).await,
                 Ok(Incoming::Cancel(id)) => self.cancel(id).await,
                 Ok(Incoming::Telemetry) => self.send_report().await,
                 Ok(Incoming::Metrics) => self.send_and_wait(json::metrics(&self.metrics())).await,
+                Ok(Incoming::Health) => self.send_health().await,
+                Ok(Incoming::Alerts) => self.send_alerts().await,
                 Err(refusal) => {
                     // Without the id where a valid request in flight has the same one: that request must not seem to end here.
                     let id = json::id_of(bytes).filter(|id| !self.in_flight.is_running(id));
@@ -250,6 +243,22 @@ impl Reader<'_> {
                 }
             },
         }
+    }
+
+    /// Reads a line. All but questions about the state wait until the model is loaded, and whatever comes behind them waits
+    /// unread.
+    async fn read_line(&self, bytes: &[u8]) -> Result<Incoming, Refusal> {
+        let incoming = json::incoming(bytes);
+        if !matches!(incoming, Ok(Incoming::Health | Incoming::Alerts)) {
+            let ConnectionContext { loaded, draining, close, .. } = &self.shared;
+            tokio::select! {
+                biased;
+                () = loaded.cancelled() => {}
+                () = draining.cancelled() => {}
+                () = close.cancelled() => {}
+            }
+        }
+        incoming
     }
 
     async fn cancel(&self, id: RequestId) -> ReadLoop {
@@ -263,6 +272,16 @@ impl Reader<'_> {
 
     async fn send_report(&self) -> ReadLoop {
         self.send_and_wait(json::telemetry(&self.shared.telemetry.report(SystemTime::now()))).await
+    }
+
+    async fn send_health(&self) -> ReadLoop {
+        let ConnectionContext { loaded, draining, telemetry, .. } = &self.shared;
+        let phase = DaemonPhase::of(loaded.is_cancelled(), draining.is_cancelled());
+        self.send_and_wait(json::health(&telemetry.health(phase, SystemTime::now()))).await
+    }
+
+    async fn send_alerts(&self) -> ReadLoop {
+        self.send_and_wait(json::alerts(&self.shared.telemetry.alert_list(Instant::now()))).await
     }
 
     fn metrics(&self) -> String {
@@ -297,6 +316,7 @@ impl Reader<'_> {
             client: client.clone(),
             cache_key: client.clone(),
             queue_key: queue_key.clone(),
+            limit_key: client.clone(),
             when_full: WhenFull::Refuse,
             received,
             reply,

@@ -18,7 +18,7 @@ pub struct ConnectionContext {
     pub telemetry: Arc<Telemetry>,
     /// Answers the clients that speak HTTP.
     pub http: HttpContext,
-    /// Cancelled once the model is loaded; requests are not read before.
+    /// Cancelled once the model is loaded; requests wait until then.
     pub loaded: CancellationToken,
     /// Once cancelled, new requests are refused.
     pub draining: CancellationToken,

@@ -173,6 +173,7 @@ impl Connection {
             client: self.client.clone(),
             cache_key: self.client.clone(),
             queue_key: self.client.clone(),
+            limit_key: self.client.clone(),
             when_full: WhenFull::Refuse,
             received: Instant::now(),
             reply,

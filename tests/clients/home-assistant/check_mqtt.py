@@ -30,7 +30,7 @@ async def entities(home, running):
     await home.becomes("the entities come", f"number.{PREFIX}thread_limit", "2")
     await asyncio.sleep(max(0, 6 - (time.time() - began)))
     devices, of_device = await home.of_integration("mqtt")
-    ha.check("one device with 15 entities", len(devices) == 1 and len(of_device) == 15, len(of_device))
+    ha.check("one device with 18 entities", len(devices) == 1 and len(of_device) == 18, len(of_device))
     energy = {"stat_consumption": f"sensor.{PREFIX}energy", "stat_rate": f"sensor.{PREFIX}power"}
     await home.ask("energy/save_prefs", device_consumption=[energy])
     found = await home.ask("energy/validate")

@@ -6,8 +6,8 @@ use bitnetd::telemetry::alerts::{Alert, Kind, Severity, State};
 use serde_json::Value;
 
 fn alert(kind: Kind, state: State) -> Alert {
-    let (severity, message) = (Severity::Warning, "the remedy".into());
-    Alert { kind, severity, message, value: 2.5, threshold: 1.0, state }
+    let (severity, message, time) = (Severity::Warning, "the remedy".into(), "2026-01-02T03:04:05Z".into());
+    Alert { kind, severity, message, value: 2.5, threshold: 1.0, state, time }
 }
 
 /// A subscriber with a session, for which the broker stores messages while it is disconnected.
@@ -35,7 +35,7 @@ async fn an_alert_goes_to_its_topic_at_qos_1_and_is_not_kept_there() {
     harness.alert.send(alert(Kind::Queue, State::Raised)).await.expect("the transport runs");
     let expected = serde_json::json!({
         "type": "queue", "severity": "warning", "message": "the remedy", "value": 2.5, "threshold": 1.0,
-        "state": "raised",
+        "state": "raised", "time": "2026-01-02T03:04:05Z",
     });
     assert_eq!(received_alerts(owner).await, [("1 0".to_owned(), expected)]);
 }

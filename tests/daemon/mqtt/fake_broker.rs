@@ -76,6 +76,9 @@ impl Broker {
     }
 }
 
+/// Topics of states, which are retained and are published at any time.
+const STATES: [&str; 3] = ["bitnetd/cellar/answering", "bitnetd/cellar/health", "bitnetd/cellar/alerts"];
+
 pub struct Session {
     stream: TcpStream,
     buffer: BytesMut,
@@ -100,7 +103,7 @@ impl Session {
                 // A message of the daemon to itself, which this broker does not send back.
                 Ok(Packet::Publish(own)) if own.payload.starts_with(b"{\"self_check\"") => continue,
                 // A state, at QoS 0.
-                Ok(Packet::Publish(own)) if own.topic == "bitnetd/cellar/answering" => continue,
+                Ok(Packet::Publish(own)) if STATES.iter().any(|state| own.topic == *state) => continue,
                 Ok(packet) => return packet,
                 Err(_) => {}
             }

@@ -49,6 +49,7 @@ struct SocketServer {
     path: PathBuf,
     /// The requests the worker received, oldest first.
     received: Arc<Mutex<Vec<ReceivedRequest>>>,
+    loaded: CancellationToken,
     draining: CancellationToken,
     close: CancellationToken,
     tasks: JoinSet<()>,
@@ -76,6 +77,13 @@ impl SocketServer {
     }
 
     fn with(latecomers: BacklogPolicy) -> Self {
+        let server = Self::loading(latecomers);
+        server.loaded.cancel();
+        server
+    }
+
+    /// A server whose model is not loaded yet.
+    fn loading(latecomers: BacklogPolicy) -> Self {
         let folder = Folder::new();
         let (listener, address) = unix::bind(&folder.socket()).expect("a free path");
         Self::over(ListeningSocket { listener, _socket_file: address, folder }, latecomers)
@@ -89,22 +97,21 @@ impl SocketServer {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = JoinSet::new();
         let (telemetry, loaded) = (Arc::new(Telemetry::new(0)), CancellationToken::new());
-        loaded.cancel();
         let http = http::context(&inbound, &telemetry, [&loaded, &draining, &close], |_| {});
-        let (draining_too, close_too) = (draining.clone(), close.clone());
+        let (loaded_too, draining_too, close_too) = (loaded.clone(), draining.clone(), close.clone());
         let context = ConnectionContext {
             max_connections: CONNECTIONS,
             inbound,
             telemetry,
             http,
-            loaded,
+            loaded: loaded_too,
             draining: draining_too,
             close: close_too,
         };
         tasks.spawn(unix::run(listener, latecomers, context));
         let worker = tasks.spawn(work(requests, seen.clone()));
         let path = outside.folder.socket().path;
-        SocketServer { path, received: seen, draining, close, tasks, worker, outside }
+        SocketServer { path, received: seen, loaded, draining, close, tasks, worker, outside }
     }
 
     async fn client(&self) -> Client {
@@ -123,7 +130,9 @@ impl SocketServer {
     /// Ends, and another daemon begins with the same listening socket.
     async fn replaced(mut self) -> Self {
         self.end().await;
-        Self::over(self.outside, BacklogPolicy::LeaveQueued)
+        let server = Self::over(self.outside, BacklogPolicy::LeaveQueued);
+        server.loaded.cancel();
+        server
     }
 
     /// Closes the socket and waits for `run` and the worker to return.

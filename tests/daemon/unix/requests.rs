@@ -2,6 +2,7 @@
 
 use super::{SocketServer, TIMEOUT};
 use bitnetd::protocol::json::MAX_REQUEST;
+use bitnetd::transport::BacklogPolicy;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -193,8 +194,9 @@ async fn metrics_and_health_are_pages_for_whoever_speaks_http() {
     let head_only = answer_to(&context, "HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(head_only.ends_with("\r\n\r\n") && head_only.starts_with("HTTP/1.1 200 "), "{head_only}");
     let well = answer_to(&context, "GET /health HTTP/1.0\r\n\r\n").await;
-    let ready = "{\"status\":\"ok\",\"state\":\"ready\",\"reasons\":[]}\n";
-    assert!(well.starts_with("HTTP/1.0 200 ") && well.ends_with(ready), "{well}");
+    let ready = "\r\n\r\n{\"status\":\"ok\",\"state\":\"ready\",\"reasons\":[],\"time\":\"";
+    assert!(well.starts_with("HTTP/1.0 200 ") && well.contains(ready), "{well}");
+    assert!(well.contains("\"queue\":{\"waiting\":0,"), "{well}");
     assert!(answer_to(&context, "GET /nowhere HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 404 "));
     assert!(answer_to(&context, "DELETE /health HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 405 "));
     context.draining.cancel();
@@ -228,4 +230,24 @@ async fn a_client_that_asks_for_metrics_and_reads_none_is_asked_no_more() {
         answer_to(&context, "GET /health HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 200 "),
         "others are served"
     );
+}
+
+#[tokio::test]
+async fn while_the_model_loads_the_state_is_told_and_requests_wait() {
+    let context = SocketServer::loading(BacklogPolicy::Refuse);
+    let (mut client, mut watcher) = (context.client().await, context.client().await);
+    client.ask("early", "patience").await;
+    watcher.send("{\"health\":true}\n").await;
+    let health = watcher.event().await.expect("the state");
+    assert_eq!((&health["event"], &health["state"]), (&json!("health"), &json!("loading")), "{health}");
+    assert!(context.seen(0).is_none());
+    context.loaded.cancel();
+    assert_eq!(client.end().await["text"], "patience");
+    watcher.send("{\"health\":false}\n{\"health\":true}\n").await;
+    assert_eq!(watcher.event().await.expect("a refusal")["code"], "invalid_request");
+    assert_eq!(watcher.event().await.expect("the state")["state"], "ready");
+    context.draining.cancel();
+    watcher.send("{\"health\":true}\n").await;
+    assert_eq!(watcher.event().await.expect("the state")["state"], "draining");
+    context.shut().await;
 }

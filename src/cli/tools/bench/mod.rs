@@ -3,6 +3,7 @@
 
 mod bandwidth;
 mod constrained;
+mod own_prompts;
 mod parallel;
 mod peak_compute;
 mod report;
@@ -19,13 +20,14 @@ use crate::protocol::text::json_line;
 use crate::telemetry::sensors;
 use bandwidth::BandwidthProbe;
 use clap::builder::PossibleValuesParser;
+use own_prompts::{OutputForm, PromptsBench};
 use peak_compute::ComputeProbe;
 use report::{
     BenchReport, ConstrainedTimes, MeasuredTime, ParallelTimes, ShortlistSummary, SpeculationTimes,
     TimeShares, TunedThreads, summary, table,
 };
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Jobs that are sent to the thread pool to measure the overhead of one; some milliseconds in all.
@@ -69,12 +71,34 @@ pub(in crate::cli) struct Bench {
     /// Also compare speculation with decoding without it, for answers that echo a document, quote, and do neither
     #[arg(long)]
     speculate: bool,
+    /// Instead of all this: time the answers to the prompts of a file, one a line, or one JSON object a line with "prompt" and
+    /// optionally "system" and "max_tokens"
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shape", "constrained", "parallel", "speculate"])]
+    prompts: Option<PathBuf>,
+    /// With --prompts: how often each is answered
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "prompts", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// With --prompts: compare a baseline, what is on by default, and all that is faster
+    #[arg(long, requires = "prompts", conflicts_with_all = ["head", "kv_cache"])]
+    levels: bool,
+    /// With --prompts: print comma-separated values
+    #[arg(long, requires = "prompts", conflicts_with = "json")]
+    csv: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(in crate::cli) fn run(args: Bench) -> Result<(), Failure> {
+    if let Some(file) = &args.prompts {
+        let form = match (args.json, args.csv) {
+            (true, _) => OutputForm::Json,
+            (_, true) => OutputForm::Csv,
+            _ => OutputForm::Table,
+        };
+        let bench = PromptsBench { file, runs: args.runs, compares_levels: args.levels, form };
+        return own_prompts::run(&args.model, bench);
+    }
     let engine = load(&args)?;
     let measured = measure(&engine, &args)?;
     engine.check_files()?;

@@ -50,7 +50,7 @@ fn measure_one(
         let is_first = round % 2 == 1;
         let [first, second] = [is_first, !is_first].map(&mut answer);
         let (on, off) = if is_first { (first, second) } else { (second, first) };
-        counts = (on.proposed, on.accepted);
+        counts = (on.looked_up.proposed, on.looked_up.accepted);
         with.push(speed(&on));
         without.push(speed(&off));
         speedups.push(speed(&on) / speed(&off));

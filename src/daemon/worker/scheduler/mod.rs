@@ -4,6 +4,9 @@
 //! A request of high priority takes the slot of one of low priority, which goes on later. Whose turn it is among the
 //! requests that wait is the queue's decision. Deliberately knows no sampling and no prompt.
 
+#[cfg(test)]
+mod tests;
+
 use super::answer_events::FinishedAnswer;
 use super::streamed_answer::StreamedAnswer;
 use super::suspension::SuspensionRecord;
@@ -26,6 +29,9 @@ use std::time::{Duration, Instant};
 /// prepared to its end.
 const PREPARATION_TIME: Duration = Duration::from_millis(5);
 
+/// A pause is slept in parts of this length, so that the end of the daemon does not wait for it.
+const LONGEST_SLEEP: Duration = Duration::from_millis(50);
+
 /// The requests that are answered now.
 pub(super) struct Scheduler<'w> {
     worker: &'w Worker,
@@ -38,6 +44,8 @@ pub(super) struct Scheduler<'w> {
     threads: ThreadCounts,
     /// A problem with the files of the prefix store was logged.
     has_store_problem: bool,
+    /// The limit on threads that the engine has now.
+    thread_limit: usize,
 }
 
 /// A request in a slot.
@@ -73,6 +81,7 @@ impl<'w> Scheduler<'w> {
             screening: ShortlistStats::default(),
             threads: fixed,
             has_store_problem: false,
+            thread_limit: usize::MAX,
         }
     }
 
@@ -109,13 +118,16 @@ impl<'w> Scheduler<'w> {
         }
         self.make_way(began)?;
         self.worker.queue.worker.count_step();
+        self.limit_threads();
         let began = Instant::now();
         let Scheduler { session, active, .. } = self;
         session.step(|slot, step| match &mut active[slot] {
             Some(request) => request.answer.step(step),
             None => ControlFlow::Break(()),
         });
-        self.share_time(began.elapsed());
+        let took = began.elapsed();
+        self.share_time(took);
+        self.pause_after(took);
         self.log_store_problem();
         self.worker.queue.memory.record_written(self.session.cache_tokens_written());
         for slot in 0..self.active.len() {
@@ -136,6 +148,28 @@ impl<'w> Scheduler<'w> {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Lets as many threads compute as the owner and the governor allow.
+    fn limit_threads(&mut self) {
+        let limit = self.worker.queue.worker.thread_limit();
+        if std::mem::replace(&mut self.thread_limit, limit) != limit {
+            self.engine.model().limit_threads(limit);
+        }
+    }
+
+    /// Computes nothing for a while after a step that took so long, where the governor wants that.
+    fn pause_after(&self, step: Duration) {
+        let controls = &self.worker.queue.worker;
+        let percent = u32::from(controls.computing_percent());
+        let mut left = step * (100 - percent.min(100)) / percent.max(1);
+        while !left.is_zero() && !controls.is_cut_off() {
+            let part = left.min(LONGEST_SLEEP);
+            std::thread::sleep(part);
+            // The watchdog sees that the worker is well.
+            controls.count_step();
+            left -= part;
+        }
     }
 
     /// The next request. Until there is one, what is new in the KV cache is written to disk, where the owner wants that.
@@ -254,7 +288,7 @@ impl<'w> Scheduler<'w> {
     }
 
     /// The slot of the request that is suspended next, the one that was begun last, where all slots are taken. The memory
-    /// plan has place for one grammar without a slot.
+    /// plan has place for one grammar without a slot, that of a suspended request or of one that is prepared.
     fn slot_to_take(&self) -> Option<usize> {
         if self.suspended.len() >= self.active.len() || self.active.iter().any(Option::is_none) {
             return None;
@@ -298,7 +332,6 @@ impl<'w> Scheduler<'w> {
             worker.queue.refuse(queued.inbound, refusal);
             return Ok(None);
         }
-        engine.model().limit_threads(worker.queue.worker.thread_limit());
         worker.prepare(engine, queued)
     }
 
@@ -383,6 +416,3 @@ fn open_session<'w>(worker: &Worker, engine: &'w Engine) -> Session<'w> {
     }
     engine.shared_session(context, slots)
 }
-
-#[cfg(test)]
-mod tests;

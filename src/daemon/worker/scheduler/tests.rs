@@ -1,4 +1,4 @@
-//! Requests that are answered step by step: panics, and floods of one client.
+//! Steps of the scheduler one by one: panics, suspended requests, and floods.
 
 use super::*;
 use crate::config::{Config, Host};
@@ -85,6 +85,7 @@ fn offer(worker: &Worker, client: &str, request: &str) -> Events {
         id,
         cache_key: client.clone(),
         queue_key: client.clone(),
+        limit_key: client.clone(),
         client,
         when_full: WhenFull::Refuse,
         received: Instant::now(),

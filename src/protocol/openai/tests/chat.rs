@@ -66,14 +66,32 @@ fn keys_that_change_nothing_are_ignored_and_counted() {
         chat_completions,
         &call(json!({
             "user": "u", "metadata": { "a": "b" }, "store": true, "service_tier": "auto", "reasoning_effort": "low",
-            "verbosity": "low", "prediction": { "type": "content", "content": "x" }, "modalities": ["text"],
+            "verbosity": "low", "modalities": ["text"],
             "function_call": "auto", "functions": [], "unheard_of": { "x": 1 },
             "stream_options": { "include_usage": true, "include_obfuscation": false }, "parallel_tool_calls": true,
             "web_search_options": null,
         })),
     );
     // All but stream_options and parallel_tool_calls, and one key in the former.
-    assert_eq!(ask.ignored_keys, 12);
+    assert_eq!(ask.ignored_keys, 11);
+}
+
+#[test]
+fn a_predicted_answer_is_a_text_or_parts_and_anything_else_is_refused() {
+    let predicted = |content: Value| {
+        ask(chat_completions, &call(json!({ "prediction": { "type": "content", "content": content } })))
+    };
+    let text = predicted(json!("lights on"));
+    assert_eq!((text.request.prediction.as_deref(), text.ignored_keys), (Some("lights on"), 0));
+    let parts = predicted(json!([{ "type": "text", "text": "a" }, { "type": "text", "text": "b", "x": 1 }]));
+    assert_eq!((parts.request.prediction.as_deref(), parts.ignored_keys), (Some("a\nb"), 1));
+    assert_eq!(ask(chat_completions, &call(json!({ "prediction": null }))).request.prediction, None);
+    for wrong in [json!("x"), json!({ "type": "content" }), json!({ "type": "other", "content": "x" })] {
+        let message = refusal(chat_completions, &call(json!({ "prediction": wrong })));
+        assert!(message.starts_with("prediction: give {\"type\":\"content\""), "{message}");
+    }
+    let parts = call(json!({ "prediction": { "type": "content", "content": [{ "type": "image_url" }] } }));
+    assert!(refusal(chat_completions, &parts).starts_with("prediction.content[0]: type image_url"));
 }
 
 #[test]

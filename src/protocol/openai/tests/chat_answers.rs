@@ -1,7 +1,7 @@
 //! Answers of `/v1/chat/completions`, whole and in chunks.
 
 use super::*;
-use crate::protocol::Code;
+use crate::protocol::{Code, PredictionUsage};
 
 fn chat(keys: Value) -> TranslatedRequest {
     ask(chat_completions, &with(json!({ "messages": [{ "role": "user", "content": "hi" }] }), keys))
@@ -48,6 +48,16 @@ fn a_whole_answer_has_openais_keys() {
         "usage": usage(), "bitnetd": extras(),
     });
     assert_eq!(answer, expected);
+}
+
+#[test]
+fn verified_tokens_of_a_predicted_answer_are_counted() {
+    let mut done = done("yes", FinishReason::Stop);
+    done.details.prediction = Some(PredictionUsage { accepted_tokens: 2, rejected_tokens: 5 });
+    let details = whole(&mut chat(json!({})), &done)["usage"]["completion_tokens_details"].clone();
+    let counts =
+        ["accepted_prediction_tokens", "rejected_prediction_tokens"].map(|key| details[key].as_u64());
+    assert_eq!(counts, [Some(2), Some(5)]);
 }
 
 #[test]

@@ -32,11 +32,15 @@ impl Battery {
 
     /// The power while discharging: while charging, the battery's power is not the machine's.
     pub fn read(&self, root: &Root) -> Option<Reading> {
-        let status = root.word(&format!("{}/status", self.folder))?;
-        if status != "Discharging" {
+        if !self.is_discharging(root) {
             return None;
         }
         self.power(root).or_else(|| self.product(root))
+    }
+
+    /// Whether the battery supplies the machine now.
+    pub fn is_discharging(&self, root: &Root) -> bool {
+        root.word(&format!("{}/status", self.folder)).is_some_and(|status| status == "Discharging")
     }
 
     fn power(&self, root: &Root) -> Option<Reading> {

@@ -78,6 +78,11 @@ impl PowerSensors {
         found
     }
 
+    /// Whether a battery supplies the machine now.
+    pub fn is_on_battery(&self, root: &Root) -> bool {
+        self.batteries.iter().any(|battery| battery.is_discharging(root))
+    }
+
     /// Whether there is a battery, discharging or not.
     pub fn has_battery(&self) -> bool {
         !self.batteries.is_empty()

@@ -140,7 +140,12 @@ impl Connection {
 
     /// Publishes at QoS 0; the message is dropped where the request channel is full.
     pub fn publish_at_qos_0(&self, packet: &OutgoingMessage, now: Instant) {
-        let _ = self.client.publish(packet, false, now);
+        let _ = self.try_publish_at_qos_0(packet, now);
+    }
+
+    /// Publishes at QoS 0. `false` where the request channel is full.
+    pub fn try_publish_at_qos_0(&self, packet: &OutgoingMessage, now: Instant) -> bool {
+        self.client.publish(packet, false, now)
     }
 
     /// Sends the PUBACK of a received message. `false` where the request channel is full.

@@ -84,9 +84,7 @@ pub fn subscribe_filter(wanted: TopicFilter) -> SubscribeFilter {
 
 /// Publishes, at QoS 1 or 0. `false` where the request channel is full.
 pub fn publish(client: &AsyncClient, packet: &OutgoingMessage, assured: bool) -> bool {
-    // Messages at QoS 0 are never retained.
-    let retain = assured && packet.retain;
-    client.try_publish(&packet.topic, qos(assured), retain, packet.payload.clone()).is_ok()
+    client.try_publish(&packet.topic, qos(assured), packet.retain, packet.payload.clone()).is_ok()
 }
 
 /// Sends the PUBACK of a received message. `false` where the request channel is full.

@@ -105,9 +105,8 @@ pub fn subscribe_filter(wanted: TopicFilter) -> v5::Filter {
 /// Publishes, at QoS 1 or 0. `false` where the request channel is full.
 pub fn publish(client: &AsyncClient, packet: &OutgoingMessage, assured: bool, now: Instant) -> bool {
     let (properties, payload) = (properties(packet, now), packet.payload.clone());
-    // Messages at QoS 0 are never retained.
-    let retain = assured && packet.retain;
-    client.try_publish_with_properties(&packet.topic, qos(assured), retain, payload, properties).is_ok()
+    let qos = qos(assured);
+    client.try_publish_with_properties(&packet.topic, qos, packet.retain, payload, properties).is_ok()
 }
 
 /// Sends the PUBACK of a received message. `false` where the request channel is full.

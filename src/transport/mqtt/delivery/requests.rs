@@ -225,6 +225,7 @@ impl ActiveRequests {
             client: format!("mqtt:{label}"),
             cache_key: format!("mqtt:{}", client.cache_key()),
             queue_key: format!("mqtt:{turn_key}"),
+            limit_key: format!("mqtt:{turn_key}"),
             when_full: WhenFull::Wait,
             received,
             reply,

@@ -4,8 +4,10 @@
 //! `commands` cancellations and thread limits, `homeassistant` the device's entry there. Deliberately knows neither
 //! rumqttc nor the format of the files.
 
+mod alerts;
 mod answering;
 mod commands;
+mod health;
 mod home;
 mod homeassistant;
 mod last_answers;
@@ -23,7 +25,6 @@ use super::shared_subscription::SharedSubscription;
 use super::subscription_check::{CheckAction, SubscriptionCheck};
 use super::topics::Topics;
 use crate::protocol::MqttLink;
-use crate::telemetry::alerts::Alert;
 use crate::transport::mqtt::delivery::alert_queue::AlertQueue;
 use crate::transport::mqtt::delivery::answer_log::record::Record;
 use crate::transport::mqtt::delivery::answer_log::{AnswerLog, DiskOutcome};
@@ -35,6 +36,7 @@ use crate::transport::mqtt::delivery::persistence::{self, RestoredCounts};
 use crate::transport::mqtt::delivery::requests::{ActiveRequests, IdGenerator};
 use crate::transport::mqtt::delivery::retained_prompts::RetainedPrompts;
 use crate::transport::mqtt::message::{OutgoingMessage, PublishLimits};
+use health::PublishedState;
 use prompts::StopCheck;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
@@ -62,6 +64,7 @@ pub(super) struct EventLoop {
     outbox: Outbox,
     alert_queue: AlertQueue,
     answering: AnsweringState,
+    published_state: PublishedState,
     dedup: Deduplicator,
     backlog: Backlog,
     active_requests: ActiveRequests,
@@ -106,6 +109,7 @@ impl EventLoop {
             outbox: Outbox::numbered_from(random() >> 1),
             alert_queue: AlertQueue::default(),
             answering: AnsweringState::default(),
+            published_state: PublishedState::default(),
             dedup: Deduplicator::new(random(), random() >> 1),
             backlog: Backlog::new(if context.state_dir.is_some() { context.inbox_bytes } else { 0 }),
             active_requests: ActiveRequests::new(
@@ -152,6 +156,7 @@ impl EventLoop {
         self.run_homeassistant_task(Instant::now());
         self.run_home(Instant::now());
         self.publish_answering_change(Instant::now());
+        self.publish_state_changes();
         self.settle_delivered(Instant::now());
         self.start_requests(Instant::now());
         self.exchange(Instant::now());
@@ -183,6 +188,10 @@ impl EventLoop {
             Some(alert) = self.context.alerts.recv() => self.on_alert(&alert),
             finished = self.answer_log.next() => self.on_disk_outcome(finished),
             () = sleep_until_due(due) => self.on_timer(Instant::now()),
+            // The state is published at the beginning of the next step, too.
+            () = self.context.draining.cancelled(), if !self.published_state.is_stop_noticed => {
+                self.published_state.is_stop_noticed = true;
+            }
             () = self.context.close.cancelled(), if self.flush_deadline.is_none() => {
                 self.flush_deadline = Some(Instant::now() + self.context.flush_timeout);
                 // The disk is checked once more, before what it keeps is left to the next process.
@@ -217,20 +226,6 @@ impl EventLoop {
             let text =
                 "prompts were left to the broker while too many waited; now there is space for them".into();
             self.on_disconnect(&Disconnect { kind: DEFERRED_PROMPTS.into(), text, unreadable: false });
-        }
-    }
-
-    fn on_alert(&mut self, alert: &Alert) {
-        self.alert_queue.put(alert.kind.name(), serde_json::to_vec(alert).expect("an alert is plain data"));
-    }
-
-    /// Puts alerts that the broker does not have into the outbox, which drops them with the connection.
-    fn queue_alerts(&mut self) {
-        if self.link.is_online() {
-            let (outbox, topic) = (&mut self.outbox, self.topics.alert());
-            self.alert_queue.push_all(|alert, ended| {
-                outbox.push_status_retry(OutgoingMessage::json(topic.clone(), alert.to_vec()), ended)
-            });
         }
     }
 
@@ -408,6 +403,7 @@ impl EventLoop {
 
     fn on_disconnect(&mut self, disconnect: &Disconnect) {
         self.connection = None;
+        self.published_state.disconnected();
         self.answering.disconnected();
         // Where several were requested at once, the descriptions of the home are left out first, then Home Assistant's
         // birth topics.
@@ -525,6 +521,7 @@ impl EventLoop {
 
     /// Publishes `offline` and sends a DISCONNECT, so that the last will is not needed; then saves what is left.
     pub async fn close(&mut self) {
+        self.publish_state_changes();
         if self.link.is_online() {
             self.publish_availability("offline");
             if timeout(DISCONNECT_TIMEOUT, self.send_disconnect()).await.is_err() {

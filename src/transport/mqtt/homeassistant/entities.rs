@@ -220,7 +220,7 @@ impl Entities<'_> {
         );
     }
 
-    /// What requests share. Both are means since the start.
+    /// What requests share, and what speculation saves. All are means since the start.
     fn sharing(&mut self) {
         self.sensor(
             "requests_per_step",
@@ -241,14 +241,29 @@ impl Entities<'_> {
                 "entity_category": "diagnostic",
             }),
         );
+        self.sensor(
+            "looked_up_tokens_accepted",
+            "Looked-up tokens accepted",
+            "{{ (100 * value_json.decoding.accepted_tokens / value_json.decoding.proposed_tokens) | round(1) \
+             if value_json.decoding.proposed_tokens else None }}",
+            json!({
+                "unit_of_measurement": "%", "icon": "mdi:fast-forward", "suggested_display_precision": 0,
+                "entity_category": "diagnostic",
+            }),
+        );
     }
 
     fn requests(&mut self, topics: &Topics) {
+        // Which clients' requests these are is an attribute of the entity.
+        let clients = "{{ {'clients': value_json.waiting | selectattr('waiting') | list} | tojson }}";
         self.sensor(
             "queue",
             "Waiting requests",
             "{{ value_json.requests.queued }}",
-            json!({ "unit_of_measurement": "requests", "icon": "mdi:tray-full" }),
+            json!({
+                "unit_of_measurement": "requests", "icon": "mdi:tray-full",
+                "json_attributes_topic": topics.telemetry(), "json_attributes_template": clients,
+            }),
         );
         // On a topic of its own, since most answers are over long before the next report.
         let running = json!({ "state_topic": topics.answering(), "device_class": "running" });

@@ -45,6 +45,7 @@ fn host() -> Snapshot {
     let (source, scope) = ("/dev/vcio".to_owned(), "board".to_owned());
     let now = Throttled { frequency_capped: true, ..Throttled::default() };
     Snapshot {
+        is_on_battery: false,
         power: reading(4.5, "W"),
         thermal: Thermal {
             cpu: reading(56.25, "°C"),
@@ -107,7 +108,11 @@ fn value(json: &Value) -> minijinja::Value {
 
 /// What Home Assistant makes of a component's template and a report. Its `None` is our renderer's `none`.
 fn rendered(component: &Value, report: &Value) -> String {
-    let template = component["value_template"].as_str().expect("a template");
+    rendered_of(component, "value_template", report)
+}
+
+fn rendered_of(component: &Value, key: &str, report: &Value) -> String {
+    let template = component[key].as_str().expect("a template");
     let mut environment = minijinja::Environment::new();
     // Of a key that is not there it writes a warning to its log.
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
@@ -118,7 +123,7 @@ fn rendered(component: &Value, report: &Value) -> String {
 
 #[tokio::test]
 async fn home_assistant_s_own_rules_hold_for_every_description() {
-    for (counters, expected) in [(equipped(), 18), (bare(), 10)] {
+    for (counters, expected) in [(equipped(), 19), (bare(), 11)] {
         let broker = Mosquitto::start().await;
         let _bench = open(&broker, counters).await;
         let description = kept(&broker).await;
@@ -159,6 +164,7 @@ async fn every_value_is_found_in_a_report() {
     alerted["thermal"]["under_voltage"] = Value::Null;
     (alerted["decoding"]["steps"], alerted["decoding"]["step_requests"]) = (4.into(), 10.into());
     alerted["decoding"]["prefix_tokens"] = 30.into();
+    (alerted["decoding"]["proposed_tokens"], alerted["decoding"]["accepted_tokens"]) = (16.into(), 12.into());
     alerted["throughput"]["prompt_tokens"] = 120.into();
     for (key, value) in [
         ("problem", "ON"),
@@ -166,9 +172,30 @@ async fn every_value_is_found_in_a_report() {
         ("under_voltage", "OFF"),
         ("requests_per_step", "2.5"),
         ("prompt_tokens_found", "25.0"),
+        ("looked_up_tokens_accepted", "75.0"),
     ] {
         assert_eq!(rendered(&components[key], &alerted), value, "{key}");
     }
+}
+
+#[tokio::test]
+async fn the_clients_whose_requests_wait_are_an_attribute_of_their_number() {
+    let broker = Mosquitto::start().await;
+    let telemetry = bare();
+    let _bench = open(&broker, telemetry.clone()).await;
+    let queue = &kept(&broker).await["components"]["queue"];
+    let attributes = |telemetry: &Telemetry| -> Value {
+        let text = rendered_of(queue, "json_attributes_template", &report(telemetry));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    };
+    assert_eq!(queue["json_attributes_topic"], "bitnetd/cellar/telemetry");
+    telemetry.waiting.begun("mqtt:idle", Duration::from_secs(1));
+    assert_eq!(attributes(&telemetry), serde_json::json!({"clients": []}));
+    ["mqtt:\"a\"", "mqtt:b", "mqtt:b"].into_iter().for_each(|client| telemetry.waiting.joined(client));
+    let waits = |client: &str, waiting: u64| serde_json::json!({"client": client, "begun": 0, "waited_ms": 0, "waiting": waiting});
+    let expected = serde_json::json!({"clients": [waits("mqtt:b", 2), waits("mqtt:\"a\"", 1)]});
+    assert_eq!(attributes(&telemetry), expected);
+    assert_eq!(rendered(queue, &report(&telemetry)), "3");
 }
 
 #[tokio::test]
@@ -190,6 +217,7 @@ async fn what_is_not_known_is_unknown_there_and_no_number() {
         "threads",
         "requests_per_step",
         "prompt_tokens_found",
+        "looked_up_tokens_accepted",
     ] {
         assert_eq!(rendered(&components[key], &report).to_lowercase(), "none", "{key}");
     }

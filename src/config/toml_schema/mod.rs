@@ -3,21 +3,25 @@
 //! Field names are the keys; an unknown one is refused. Deliberately knows no default that
 //! `config/bitnetd.toml` does not state.
 
-use super::alerts::{AlertValue, switch, threshold};
-use super::key_error::{KeyError, KeyResult, within};
-use super::text_position::{key_on, line_at, line_of};
-use super::{
-    Alerts, Budget, Cache, CacheScope, ClientCertificate, Config, ConfigError, Defaults, Device, Head, Host,
-    Http, I2sLayout, KvCachePrecision, Level, Log, Login, Model, Mqtt, MqttVersion, Queue, Socket, Telemetry,
-    Tls, Wyoming, broker, http, listen, telemetry,
+mod mqtt;
+
+use crate::config::alerts::{AlertValue, switch, threshold};
+use crate::config::key_error::{KeyError, KeyResult, within};
+use crate::config::key_values::{folder, one_of, shown, topic_level};
+use crate::config::text_position::{key_on, line_at, line_of};
+use crate::config::{
+    Alerts, Budget, Cache, CacheScope, Config, ConfigError, Defaults, Device, Governor, Guard, Head, History,
+    Host, Http, I2sLayout, KvCachePrecision, Log, Model, Profile, Queue, Socket, Telemetry, Wyoming,
+    governor, guard, http, listen, log, telemetry,
 };
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
+    profile: Option<String>,
     device: DeviceKeys,
     model: ModelKeys,
     budget: BudgetKeys,
@@ -29,8 +33,11 @@ pub(super) struct File {
     home: HomeKeys,
     defaults: DefaultsKeys,
     cache: CacheKeys,
+    governor: GovernorKeys,
+    guard: GuardKeys,
     telemetry: TelemetryKeys,
     alerts: AlertsKeys,
+    history: HistoryKeys,
     log: LogKeys,
 }
 
@@ -151,6 +158,28 @@ pub(super) struct CacheKeys {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct GovernorKeys {
+    target_c: Option<f64>,
+    limit_watts: Option<f64>,
+    quiet_hours: Option<String>,
+    on_battery: Option<bool>,
+    reduced_percent: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct GuardKeys {
+    requests_per_minute: Option<u64>,
+    max_prompt_bytes: Option<u64>,
+    max_prompt_tokens: Option<u64>,
+    max_output_tokens: Option<u64>,
+    control_characters: Option<String>,
+    filter_file: Option<PathBuf>,
+    clear_ids: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetryKeys {
     interval_s: Option<u64>,
     idle_watts: Option<f64>,
@@ -174,6 +203,12 @@ pub(super) struct AlertsKeys {
     broker_link_s: Option<AlertValue>,
     subscription: Option<AlertValue>,
     storage: Option<AlertValue>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HistoryKeys {
+    enabled: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -203,11 +238,17 @@ impl File {
                 Some(line) => format!("{place}:{line}"),
                 None => place.to_owned(),
             },
-            message: format!("{section}.{key}: {message}"),
+            message: format!("{}{key}: {message}", section_prefix(section)),
         })
     }
 
-    fn checked(self, host: &Host) -> KeyResult<Config> {
+    fn checked(mut self, host: &Host) -> KeyResult<Config> {
+        let profile = Profile::checked(self.profile.as_deref())?;
+        if let Some(profile) = profile {
+            self.budget.threads.get_or_insert_with(|| profile.threads(host));
+            self.budget.memory_mb.get_or_insert_with(|| profile.memory_mb(host));
+            self.queue.depth.get_or_insert_with(|| profile.queue_depth());
+        }
         let (device, model, cache) =
             (self.device.checked(host)?, self.model.checked(host)?, self.cache.checked()?);
         if cache.disk_bytes > 0 && model.cache_dir.is_none() {
@@ -215,6 +256,7 @@ impl File {
             return Err(KeyError("cache", "disk_mb", reason.into()));
         }
         Ok(Config {
+            profile,
             model,
             budget: self.budget.checked(host)?,
             socket: self.socket.checked(host)?,
@@ -226,11 +268,19 @@ impl File {
             home: super::home::checked(self.home.enabled, self.home.constrain, self.home.file)?,
             defaults: Defaults { speculate: self.defaults.speculate.unwrap_or(true) },
             cache,
+            governor: self.governor.checked()?,
+            guard: self.guard.checked()?,
             telemetry: self.telemetry.checked()?,
             alerts: self.alerts.checked()?,
-            log: self.log.checked()?,
+            history: History { is_enabled: self.history.enabled.unwrap_or(true) },
+            log: Log { level: log::level(self.log.level.as_deref())? },
         })
     }
+}
+
+/// The name of a section before that of its key; keys before the first section have none.
+fn section_prefix(section: &str) -> String {
+    if section.is_empty() { String::new() } else { format!("{section}.") }
 }
 
 impl DeviceKeys {
@@ -260,20 +310,6 @@ const HEADS: [(&str, Option<Head>); 5] = [
 ];
 const KV_CACHES: [(&str, KvCachePrecision); 2] =
     [("f16", KvCachePrecision::F16), ("int8", KvCachePrecision::Int8)];
-
-/// The meaning of a key's word; the first of the choices where the key is left out.
-fn one_of<T: Copy>(
-    section: &'static str,
-    key: &'static str,
-    word: Option<String>,
-    choices: &[(&str, T)],
-) -> KeyResult<T> {
-    let Some(word) = word else { return Ok(choices[0].1) };
-    choices.iter().find(|(name, _)| *name == word).map(|(_, meaning)| *meaning).ok_or_else(|| {
-        let all = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-        KeyError(section, key, format!("\"{word}\" is not known; use one of {all}"))
-    })
-}
 
 impl ModelKeys {
     fn checked(self, host: &Host) -> KeyResult<Model> {
@@ -344,114 +380,6 @@ impl SocketKeys {
     }
 }
 
-/// The name of the password's credential in the systemd unit.
-const PASSWORD_CREDENTIAL: &str = "mqtt-password";
-
-impl MqttKeys {
-    fn checked(mut self, device: &Device, host: &Host) -> KeyResult<Option<Mqtt>> {
-        let version = self.version.take().map_or(Ok(MqttVersion::V5), Version::checked)?;
-        let tls = self.encryption()?;
-        let prefix = topic_levels(self.prefix.take(), "bitnetd", "prefix")?;
-        let discovery = self.discovery.unwrap_or(true);
-        let discovery_prefix =
-            topic_levels(self.discovery_prefix.take(), "homeassistant", "discovery_prefix")?;
-        let group = self.group.take();
-        if let Some(group) = &group {
-            check_group(group, device)?;
-        }
-        let login = self.login(host)?;
-        let reply_topics = self.reply_topics.take().map(broker::reply_topics).transpose();
-        let reply_topics = reply_topics.map_err(|reason| KeyError("mqtt", "reply_topics", reason))?;
-        let Some(name) = self.host.filter(|host| !host.is_empty()) else {
-            let set = [("username", login.is_some()), ("tls", tls.is_some()), ("group", group.is_some())];
-            return match set.into_iter().find(|(_, is_set)| *is_set) {
-                Some((key, _)) => {
-                    let reason = format!("missing, though {key} is set; without a host there is no link");
-                    Err(KeyError("mqtt", "host", reason))
-                }
-                None => Ok(None),
-            };
-        };
-        let name = broker::address(&name).map_err(|reason| KeyError("mqtt", "host", reason))?;
-        let usual = if tls.is_some() { 8883 } else { 1883 };
-        let port = within("mqtt", "port", self.port.unwrap_or(usual).into(), 1..=65535)? as u16;
-        let credentials = host.credentials_dir.clone();
-        Ok(Some(Mqtt {
-            host: name,
-            port,
-            prefix,
-            version,
-            group,
-            login,
-            tls,
-            credentials,
-            discovery,
-            discovery_prefix,
-            reply_topics,
-            keep_last: self.keep_last.unwrap_or(false),
-        }))
-    }
-
-    fn encryption(&mut self) -> KeyResult<Option<Tls>> {
-        let files =
-            [("ca_file", &self.ca_file), ("cert_file", &self.cert_file), ("key_file", &self.key_file)];
-        if self.tls != Some(true) {
-            return match files.iter().find(|(_, file)| file.is_some()) {
-                Some((key, _)) => {
-                    let reason = "set, but nothing is encrypted; add tls = true, or take this key out";
-                    Err(KeyError("mqtt", key, reason.into()))
-                }
-                None => Ok(None),
-            };
-        }
-        let missing = |key, other| {
-            let reason = format!("missing, though {other} is set; a client certificate needs both");
-            Err(KeyError("mqtt", key, reason))
-        };
-        let client = match (self.cert_file.take(), self.key_file.take()) {
-            (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
-            (None, None) => None,
-            (Some(_), None) => return missing("key_file", "cert_file"),
-            (None, Some(_)) => return missing("cert_file", "key_file"),
-        };
-        Ok(Some(Tls { ca_file: self.ca_file.take(), client }))
-    }
-
-    fn login(&mut self, host: &Host) -> KeyResult<Option<Login>> {
-        let Some(username) = self.username.take() else {
-            if self.password_file.is_some() {
-                let reason = "missing, though password_file is set; name the user too";
-                return Err(KeyError("mqtt", "username", reason.into()));
-            }
-            return Ok(None);
-        };
-        let credential = host.credentials_dir.as_ref().map(|folder| folder.join(PASSWORD_CREDENTIAL));
-        let password_file =
-            self.password_file.take().or_else(|| credential.filter(|credential| credential.is_file()));
-        Ok(Some(Login { username, password_file }))
-    }
-}
-
-impl Version {
-    fn checked(self) -> KeyResult<MqttVersion> {
-        match self {
-            Version::Number(5) | Version::Broken(5.0) => Ok(MqttVersion::V5),
-            Version::Text(text) if text == "5" => Ok(MqttVersion::V5),
-            Version::Text(text) if text == "3.1.1" => Ok(MqttVersion::V311),
-            _ => Err(KeyError("mqtt", "version", "not known; use 5 or \"3.1.1\"".into())),
-        }
-    }
-}
-
-fn check_group(group: &str, device: &Device) -> KeyResult<()> {
-    topic_level(group, "mqtt", "group")?;
-    if *group == device.id {
-        let reason = format!("\"{group}\" is device.id too, and both would share topics; choose another");
-        return Err(KeyError("mqtt", "group", reason));
-    }
-    Ok(())
-}
-
 impl QueueKeys {
     fn checked(self) -> KeyResult<Queue> {
         let depth = within("queue", "depth", self.depth.unwrap_or(16) as u64, 1..=10_000)?;
@@ -484,10 +412,38 @@ impl CacheKeys {
     }
 }
 
+impl GuardKeys {
+    fn checked(self) -> KeyResult<Guard> {
+        let (characters, words) = (self.control_characters, &guard::CONTROL_CHARACTERS);
+        Ok(Guard {
+            requests_per_minute: guard::limit("requests_per_minute", self.requests_per_minute)?,
+            max_prompt_bytes: guard::limit("max_prompt_bytes", self.max_prompt_bytes)?,
+            max_prompt_tokens: guard::limit("max_prompt_tokens", self.max_prompt_tokens)?,
+            max_output_tokens: guard::limit("max_output_tokens", self.max_output_tokens)?,
+            control_characters: one_of("guard", "control_characters", characters, words)?,
+            filter_file: guard::filter_file(self.filter_file)?,
+            clear_ids: self.clear_ids.unwrap_or(false),
+        })
+    }
+}
+
 impl HttpKeys {
     fn checked(self, host: &Host) -> KeyResult<Http> {
         let (hosts, origins) = (self.hosts.unwrap_or_default(), self.origins.unwrap_or_default());
         http::checked(self.listen.as_deref(), self.token_file, hosts, origins, self.body_kb, host)
+    }
+}
+
+impl GovernorKeys {
+    fn checked(self) -> KeyResult<Governor> {
+        let GovernorKeys { target_c, limit_watts, quiet_hours, on_battery, reduced_percent } = self;
+        governor::checked(governor::Written {
+            target_c,
+            limit_watts,
+            quiet_hours,
+            on_battery,
+            reduced_percent,
+        })
     }
 }
 
@@ -524,41 +480,6 @@ impl AlertsKeys {
     }
 }
 
-impl LogKeys {
-    fn checked(self) -> KeyResult<Log> {
-        let level = match self.level.as_deref() {
-            Some("error") => Level::Error,
-            Some("warn") => Level::Warn,
-            None | Some("info") => Level::Info,
-            Some("debug") => Level::Debug,
-            Some("trace") => Level::Trace,
-            Some(other) => {
-                let reason = format!("\"{other}\" is no level; use error, warn, info, debug or trace");
-                return Err(KeyError("log", "level", reason));
-            }
-        };
-        Ok(Log { level })
-    }
-}
-
-/// A folder to store files in; an empty path is none.
-fn folder(
-    section: &'static str,
-    key: &'static str,
-    value: Option<PathBuf>,
-    default: &Path,
-) -> KeyResult<Option<PathBuf>> {
-    let folder = value.unwrap_or_else(|| default.to_owned());
-    if folder.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    if folder.is_relative() {
-        let reason = format!("{folder:?} is no absolute path; begin it with /, or use \"\" to keep nothing");
-        return Err(KeyError(section, key, reason));
-    }
-    Ok(Some(folder))
-}
-
 /// A number of threads, at most `threads`.
 fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> KeyResult<Option<usize>> {
     let Some(value) = value else { return Ok(None) };
@@ -566,28 +487,4 @@ fn part_of(threads: usize, key: &'static str, value: Option<usize>) -> KeyResult
         return Ok(Some(value));
     }
     Err(KeyError("budget", key, format!("{value} is outside 1 to {threads}, the threads there are")))
-}
-
-/// A value for an error message, escaped. What is too long is cut with the whole message.
-fn shown(value: &str) -> impl std::fmt::Display {
-    value.escape_debug()
-}
-
-fn topic_level(text: &str, section: &'static str, key: &'static str) -> KeyResult<()> {
-    let bad = |c: char| matches!(c, '/' | '+' | '#' | '$') || c.is_control();
-    if text.is_empty() || text.len() > 128 || text.contains(bad) {
-        let reason =
-            format!("\"{}\" cannot be an MQTT topic level; use 1 to 128 bytes without / + # $", shown(text));
-        return Err(KeyError(section, key, reason));
-    }
-    Ok(())
-}
-
-/// One or more levels of a topic.
-fn topic_levels(value: Option<String>, default: &str, key: &'static str) -> KeyResult<String> {
-    let levels = value.unwrap_or_else(|| default.into());
-    for level in levels.split('/') {
-        topic_level(level, "mqtt", key)?;
-    }
-    Ok(levels)
 }

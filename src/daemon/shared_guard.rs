@@ -1,0 +1,72 @@
+//! The guard as the queue, the worker and a reload share it.
+//!
+//! Deliberately decides nothing: [`Guard`] does.
+
+use super::{client_key, locked};
+use crate::config;
+use crate::guard::filter::{self, Filter};
+use crate::guard::{Denied, Guard};
+use crate::transport::Inbound;
+use log::{error, warn};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// The guard behind a lock, which is held only while one request is checked.
+#[derive(Debug)]
+pub(super) struct SharedGuard(Mutex<Guard>);
+
+impl SharedGuard {
+    /// A guard with these settings, without a filter.
+    pub fn new(settings: &config::Guard) -> Self {
+        SharedGuard(Mutex::new(Guard::new(settings.clone(), client_key::random(), Instant::now())))
+    }
+
+    /// Names clients in logs and reports with the key of the state folder, so that their names outlive the process.
+    pub fn use_stored_key(&self, state_dir: Option<&Path>) {
+        match state_dir.map(client_key::stored) {
+            Some(Ok(key)) => locked(&self.0).set_client_key(key),
+            Some(Err(error)) => warn!(
+                "device.state_dir: the key of the clients' names is not stored there ({error}); they have other names after \
+                 a restart"
+            ),
+            None => {}
+        }
+    }
+
+    /// Adopts the settings of a start or of a reload, all but the filter.
+    pub fn adopt(&self, settings: &config::Guard) {
+        locked(&self.0).adopt(settings.clone());
+    }
+
+    /// Reads the filter's file; the error names the file and the line, and the filter stays as it was.
+    pub fn read_filter(&self, settings: &config::Guard) -> Result<(), String> {
+        let filter = settings.filter_file.as_deref().map(filter::load).transpose()?;
+        locked(&self.0).set_filter(filter.map(Arc::new));
+        Ok(())
+    }
+
+    /// Reads the filter's file at a reload. A file with an error changes nothing.
+    pub fn reload_filter(&self, settings: &config::Guard) {
+        if let Err(message) = self.read_filter(settings) {
+            error!("the filter stays as it was: {message}");
+        }
+    }
+
+    /// Checks a request, limits what it may ask for, and gives its client the name under which it is shown.
+    pub fn check(&self, inbound: &mut Inbound) -> Result<(), Denied> {
+        let mut guard = locked(&self.0);
+        inbound.client = guard.shown_client(&inbound.limit_key, std::mem::take(&mut inbound.client));
+        guard.check(&inbound.limit_key, &mut inbound.request, Instant::now())
+    }
+
+    /// Checks a prompt of so many tokens.
+    pub fn check_tokens(&self, tokens: usize) -> Result<(), Denied> {
+        locked(&self.0).check_tokens(tokens)
+    }
+
+    /// The filter, where there is one.
+    pub fn filter(&self) -> Option<Arc<Filter>> {
+        locked(&self.0).filter()
+    }
+}

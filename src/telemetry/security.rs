@@ -1,0 +1,105 @@
+//! Counters of what the guard refused, by reason and by client. Bounded, however many clients come: of those that are not
+//! among the ones refused most only the sum is known.
+
+use super::locked;
+use super::waiting::MAX_NAMED;
+use crate::protocol::{ClientRefusals, GuardReason, GuardRefusals, Security};
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+/// Clients that are counted by name: more than are named in a report, so that one that comes late can become one of them.
+const MAX_COUNTED: usize = 64;
+
+/// The counts since start.
+#[derive(Debug, Default)]
+pub struct SecurityCounters(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    all: GuardRefusals,
+    by_client: HashMap<String, GuardRefusals>,
+    /// Those of clients that are no longer counted by name.
+    others: GuardRefusals,
+}
+
+impl SecurityCounters {
+    /// The guard refused a request of `client`.
+    pub fn refused(&self, client: &str, reason: GuardReason) {
+        let mut counts = locked(&self.0);
+        *counts.all.of(reason) += 1;
+        *counts.of(client).of(reason) += 1;
+    }
+
+    /// The counts now.
+    pub fn counts(&self) -> Security {
+        let counts = locked(&self.0);
+        let mut by_client: Vec<(&String, &GuardRefusals)> = counts.by_client.iter().collect();
+        by_client.sort_by(|(name, a), (other, b)| b.sum().cmp(&a.sum()).then(name.cmp(other)));
+        let mut others = counts.others;
+        by_client.iter().skip(MAX_NAMED).for_each(|(_, refused)| others.add(**refused));
+        let named = by_client.into_iter().take(MAX_NAMED);
+        let named =
+            named.map(|(client, refused)| ClientRefusals { client: Some(client.clone()), refused: *refused });
+        let rest = (others.sum() > 0).then_some(ClientRefusals { client: None, refused: others });
+        Security { refused: counts.all, clients: named.chain(rest).collect() }
+    }
+}
+
+impl Counts {
+    /// The count of a client. Where too many are counted, the one with the fewest is one of the others from then on.
+    fn of(&mut self, client: &str) -> &mut GuardRefusals {
+        if !self.by_client.contains_key(client) {
+            if self.by_client.len() >= MAX_COUNTED
+                && let Some((least, _)) = self.by_client.iter().min_by_key(|(_, refused)| refused.sum())
+                && let Some(refused) = self.by_client.remove(&least.clone())
+            {
+                self.others.add(refused);
+            }
+            self.by_client.insert(client.to_owned(), GuardRefusals::default());
+        }
+        self.by_client.get_mut(client).expect("just added where it was missing")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_counted_by_reason_and_by_client_the_most_refused_first() {
+        let counters = SecurityCounters::default();
+        assert_eq!(counters.counts(), Security::default());
+        counters.refused("a", GuardReason::RateLimited);
+        counters.refused("b", GuardReason::RateLimited);
+        counters.refused("b", GuardReason::PromptBytes);
+        let counts = counters.counts();
+        assert_eq!((counts.refused.rate_limited, counts.refused.prompt_bytes), (2, 1));
+        let names: Vec<_> =
+            counts.clients.iter().map(|row| (row.client.as_deref(), row.refused.sum())).collect();
+        assert_eq!(names, [(Some("b"), 2), (Some("a"), 1)]);
+    }
+
+    #[test]
+    fn each_reason_has_the_name_of_its_field() {
+        for reason in GuardReason::ALL {
+            let mut refused = GuardRefusals::default();
+            *refused.of(reason) = 1;
+            assert_eq!(serde_json::to_value(refused).expect("JSON")[reason.name()], 1);
+        }
+    }
+
+    #[test]
+    fn however_many_clients_come_the_report_has_sixteen_names_and_the_sum_is_that_of_all() {
+        let counters = SecurityCounters::default();
+        (0..5).for_each(|_| counters.refused("busy", GuardReason::RateLimited));
+        for number in 0..10_000 {
+            counters.refused(&format!("client {number}"), GuardReason::RateLimited);
+        }
+        let counts = counters.counts();
+        assert_eq!((counts.clients.len(), locked(&counters.0).by_client.len()), (MAX_NAMED + 1, MAX_COUNTED));
+        assert_eq!(counts.clients[0].client.as_deref(), Some("busy"));
+        assert_eq!(counts.clients[MAX_NAMED].client, None);
+        assert_eq!(counts.clients.iter().map(|row| row.refused.sum()).sum::<u64>(), 10_005);
+        assert_eq!(counts.refused.sum(), 10_005);
+    }
+}
