@@ -299,8 +299,8 @@ fn a_short_prompt_does_not_wait_for_the_long_ones_before_it() {
                 ControlFlow::Continue(())
             });
         }
-        // Its own 20 tokens take three passes beside an answer; one goes to the oldest prompt.
-        assert!(passes <= if has_answer { 4 } else { 2 }, "{passes} passes");
+        // Its own 20 tokens take five passes beside an answer where each reads four; every fourth goes to the oldest prompt.
+        assert!(passes <= if has_answer { 7 } else { 2 }, "{passes} passes");
     }
 }
 
@@ -332,7 +332,7 @@ fn a_long_prompt_is_read_although_short_ones_come_without_end() {
     };
     let alone = engine.session(CONTEXT).generate(&long, &options, go_on).expect("sound");
     assert_eq!(answer.tokens, alone.tokens);
-    // Eight tokens of every fourth pass.
-    assert!(passes <= 4 * 300_usize.div_ceil(8) + 4, "{passes} passes");
+    // Four tokens at least in every fourth pass.
+    assert!(passes <= 4 * 300_usize.div_ceil(4) + 4, "{passes} passes");
     assert!(short > 20, "{short}");
 }

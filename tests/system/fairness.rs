@@ -14,13 +14,10 @@ use tokio::time::{sleep, timeout};
 /// Requests that are answered at the same time.
 const SLOTS: usize = 4;
 
-/// Settings for requests that never end by themselves.
-fn settings(more: &str) -> String {
+/// Settings for requests that never end by themselves, and reports that name the clients.
+fn settings() -> String {
     let budget = format!("[budget]\nthreads = 1\nmemory_mb = 512\nparallel = {SLOTS}\n");
-    format!(
-        "{}{budget}[guard]\nclear_ids = true\n[queue]\ndepth = 1000\ntimeout_ms = 3600000\n{more}",
-        endless()
-    )
+    format!("{}{budget}[queue]\ndepth = 1000\ntimeout_ms = 3600000\n[guard]\nclear_ids = true\n", endless())
 }
 
 /// Waits until the report of the daemon is as wanted.
@@ -37,7 +34,7 @@ async fn reported(client: &mut Client, what: &str, wanted: impl Fn(&Value) -> bo
 async fn a_client_that_fills_all_places_over_mqtt_delays_another_by_one_answer() {
     const FLOOD: usize = 40;
     let (folder, broker) = (Folder::new(), Mosquitto::start().await);
-    let daemon = Daemon::start(&folder, &format!("{}{}", settings(""), linked(broker.port))).await;
+    let daemon = Daemon::start(&folder, &format!("{}{}", settings(), linked(broker.port))).await;
     let mut reports = daemon.client().await;
     Listener::hears_online(&broker).await;
     let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
@@ -93,7 +90,7 @@ async fn a_client_that_fills_all_places_over_mqtt_delays_another_by_one_answer()
 async fn a_thousand_requests_of_one_client_of_the_socket_let_another_have_the_next_place() {
     let (connections, each) = if is_emulated() { (4, 25) } else { (20, 50) };
     let folder = Folder::new();
-    let daemon = Daemon::start(&folder, &settings("")).await;
+    let daemon = Daemon::start(&folder, &settings()).await;
     let (mut reports, mut flood) = (daemon.client().await, Vec::new());
     for connection in 0..connections {
         let mut client = daemon.client().await;

@@ -165,7 +165,7 @@ impl<'w> Scheduler<'w> {
         let mut left = step * (100 - percent.min(100)) / percent.max(1);
         while !left.is_zero() && !controls.is_cut_off() {
             let part = left.min(LONGEST_SLEEP);
-            std::thread::sleep(part);
+            std::thread::park_timeout(part);
             // The watchdog sees that the worker is well.
             controls.count_step();
             left -= part;
