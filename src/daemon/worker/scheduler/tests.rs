@@ -235,7 +235,8 @@ fn a_flood_of_one_client_keeps_no_other_from_the_next_free_slot() {
                 break;
             }
         }
-        assert_eq!(of_flood, before, "some of the flood were begun before, in round {round}");
+        // One, where it was the turn of the flood.
+        assert!(of_flood <= before + 1, "{of_flood} after {before} of the flood, in round {round}");
         // Its own prompt and two tokens, and a part of the prompts that begin with it.
         assert_ended_within(8, &mut scheduler, &mut other);
     }
