@@ -57,7 +57,8 @@ fn explain(config: &Config, text: &str) -> String {
             continue;
         }
         let (value, source) = match (of_file(&section, key), chosen(config, &name)) {
-            (Some(value), _) => (value.to_string(), "the file".to_owned()),
+            // Strings, numbers, truth values and lists of them look alike in TOML and in JSON.
+            (Some(value), _) => (serde_json::to_string(value).unwrap_or_default(), "the file".to_owned()),
             (None, Some(chosen)) => chosen,
             (None, None) if is_example => ("none".to_owned(), "default".to_owned()),
             (None, None) => (default.to_owned(), "default".to_owned()),
