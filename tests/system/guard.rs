@@ -77,6 +77,7 @@ async fn a_flood_of_the_broker_s_clients_and_of_holders_of_tokens_stops_at_the_l
     let guard = "[guard]\nrequests_per_minute = 3\n";
     let settings = format!("{}{}{guard}", linked(broker.port), http_settings(&folder, port));
     let daemon = Daemon::start(&folder, &settings).await;
+    Listener::hears_online(&broker).await;
     let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
     let mut outcomes = std::collections::HashMap::<(String, String), usize>::new();
     let began = Instant::now();
@@ -122,6 +123,7 @@ async fn prompts_and_answers_are_as_long_as_allowed_and_no_longer() {
     let guard = "[guard]\nmax_prompt_bytes = 200\nmax_prompt_tokens = 40\nmax_output_tokens = 2\n";
     let settings = format!("{}{}{guard}", linked(broker.port), http_settings(&folder, port));
     let daemon = Daemon::start(&folder, &settings).await;
+    Listener::hears_online(&broker).await;
     let mut client = daemon.client().await;
     let spoken = |bytes: usize| json!({"prompt": "go ".repeat(bytes / 3), "cache": false});
     let refused = client.ask(spoken(201)).await;
@@ -184,6 +186,7 @@ async fn a_prompt_with_a_forbidden_text_is_refused_over_every_interface_until_a_
     let guard = filter_settings(&folder, "# none of these\nbad word\n/[0-9]{8}/\n");
     let settings = format!("{}{}{guard}", linked(broker.port), http_settings(&folder, port));
     let daemon = Daemon::start(&folder, &settings).await;
+    Listener::hears_online(&broker).await;
     let mut client = daemon.client().await;
     let message = |content: &str| json!({"role": "user", "content": content});
     for request in [
@@ -283,6 +286,7 @@ async fn a_client_appears_as_the_same_eight_characters_after_a_restart_until_its
     let mut names = Vec::new();
     for _ in 0..2 {
         let daemon = Daemon::start(&folder, &settings).await;
+        Listener::hears_online(&broker).await;
         let mut replies = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
         broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt/kitchen", "-m", "go"]).await;
         assert_eq!(replies.next().await.json()["event"], "done");
@@ -297,6 +301,7 @@ async fn a_client_appears_as_the_same_eight_characters_after_a_restart_until_its
     let key = std::fs::metadata(folder.path("state").join("client-key")).expect("the key");
     assert_eq!((key.len(), key.permissions().mode() & 0o777), (32, 0o600));
     let daemon = Daemon::start(&folder, &format!("{settings}[guard]\nclear_ids = true\n")).await;
+    Listener::hears_online(&broker).await;
     broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt/kitchen", "-m", "stop"]).await;
     daemon.says("mqtt:kitchen").await;
 }
