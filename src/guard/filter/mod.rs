@@ -1,7 +1,7 @@
 //! The filter: patterns that neither a prompt nor an answer may have.
 //!
 //! A whole text is searched by the meta engine of `regex-automata`, in linear time. An answer that is still being generated
-//! is searched by [`stream`], which says of each piece how much of it can no longer be part of a match; both run the same
+//! is searched by `stream`, which says of each piece how much of it can no longer be part of a match; both run the same
 //! Thompson automaton. Deliberately knows no request and no client.
 
 mod file;
