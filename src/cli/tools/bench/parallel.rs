@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 /// Tokens of the prompts of answers whose decoding is measured.
 const SHORT_PROMPT: usize = 16;
-/// Answers that run while a prompt joins them.
-const RUNNING: usize = 3;
+/// Answers that run while a prompt joins them, where no fewer requests are measured.
+const MOST_RUNNING: usize = 3;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +29,8 @@ pub(super) fn measure(engine: &Engine, settings: ParallelBench) -> ParallelTimes
     let ParallelBench { parallel, tokens, prompt_tokens, rounds } = settings;
     let context = (SHORT_PROMPT + tokens + 1).max(prompt_tokens + 2).next_multiple_of(64) * 2;
     let context = context.min(engine.model().shape().context);
-    let mut session = engine.shared_session(context, parallel.max(RUNNING + 1));
+    let running = parallel.saturating_sub(1).clamp(1, MOST_RUNNING);
+    let mut session = engine.shared_session(context, parallel.max(running + 1));
     let (mut alone, mut together, mut speedups) = (Vec::new(), Vec::new(), Vec::new());
     decode(&mut session, engine, parallel, tokens); // a warm-up
     for _ in 0..rounds {
@@ -39,7 +40,7 @@ pub(super) fn measure(engine: &Engine, settings: ParallelBench) -> ParallelTimes
         speedups.push(many / one);
     }
     let joins: Vec<Join> =
-        (0..rounds).map(|round| join(&mut session, engine, prompt_tokens, round as usize)).collect();
+        (0..rounds).map(|round| join(&mut session, engine, running, prompt_tokens, round as usize)).collect();
     let median = |of: fn(&Join) -> f64| summary(joins.iter().map(of).collect());
     ParallelTimes {
         requests: parallel,
@@ -49,7 +50,7 @@ pub(super) fn measure(engine: &Engine, settings: ParallelBench) -> ParallelTimes
         speedup: summary(speedups),
         join: JoinTimes {
             prompt_tokens,
-            running: RUNNING,
+            running,
             usual_gap_ms: median(|join| join.usual_gap * 1e3),
             longest_gap_ms: median(|join| join.longest_gap * 1e3),
             gap_ratio: median(|join| join.longest_gap / join.usual_gap),
@@ -104,10 +105,16 @@ struct Join {
     beside_answers: f64,
 }
 
-fn join(session: &mut Session<'_>, engine: &Engine, prompt_tokens: usize, round: usize) -> Join {
+fn join(
+    session: &mut Session<'_>,
+    engine: &Engine,
+    running: usize,
+    prompt_tokens: usize,
+    round: usize,
+) -> Join {
     let long = prompt(engine, prompt_tokens, round);
-    let alone = read(session, RUNNING, &long, 2 * round + 1).iter().sum::<Duration>().as_secs_f64();
-    for slot in 0..RUNNING {
+    let alone = read(session, running, &long, 2 * round + 1).iter().sum::<Duration>().as_secs_f64();
+    for slot in 0..running {
         let free = session.context() - SHORT_PROMPT;
         let prompt = prompt(engine, SHORT_PROMPT, slot);
         session.begin(slot, &prompt, &options(free, slot)).expect("the context holds it");
@@ -122,8 +129,8 @@ fn join(session: &mut Session<'_>, engine: &Engine, prompt_tokens: usize, round:
     }
     let usual: Vec<f64> = (0..9).map(|_| one(session).as_secs_f64()).collect();
     // Every step gives each running answer a token.
-    let steps = read(session, RUNNING, &long, 2 * round + 2);
-    (0..RUNNING).for_each(|slot| session.release(slot));
+    let steps = read(session, running, &long, 2 * round + 2);
+    (0..running).for_each(|slot| session.release(slot));
     Join {
         usual_gap: summary(usual).median,
         longest_gap: steps.iter().max().copied().unwrap_or_default().as_secs_f64(),
