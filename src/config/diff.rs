@@ -148,6 +148,13 @@ const KEYS: &[Key] = &[
     at_restart!("home.enabled", |config| config.home.is_enabled),
     live!("home.constrain", home.is_constrained),
     live!("home.file", home.file),
+    live!("defaults.system", defaults.system),
+    live!("defaults.temperature", defaults.temperature),
+    live!("defaults.top_p", defaults.top_p),
+    live!("defaults.top_k", defaults.top_k),
+    live!("defaults.min_p", defaults.min_p),
+    live!("defaults.repetition_penalty", defaults.repetition_penalty),
+    live!("defaults.max_tokens", defaults.max_tokens),
     live!("defaults.speculate", defaults.speculate),
     live!("cache.scope", cache.scope),
     live!("governor.target_c", governor.target_c),
@@ -211,7 +218,7 @@ mod tests {
         wyoming.listen = "127.0.0.1:10400"
         queue = { depth = 1, client_percent = 20, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
         home = { enabled = true, constrain = false, file = "/h.toml" }
-        defaults.speculate = false
+        defaults = { system = "be brief", temperature = 0.7, top_p = 0.9, top_k = 40, min_p = 0.05, repetition_penalty = 1.1, max_tokens = 9, speculate = false }
         cache = { scope = "all", disk_mb = 5 }
         governor = { target_c = 70, limit_watts = 5, quiet_hours = "22:00-07:00", on_battery = true, reduced_percent = 30 }
         guard = { requests_per_minute = 60, max_prompt_bytes = 4096, max_prompt_tokens = 9, max_output_tokens = 8, control_characters = "refuse", filter_file = "/f", clear_ids = true }
@@ -286,6 +293,13 @@ mod tests {
             "queue.drain_ms",
             "home.constrain",
             "home.file",
+            "defaults.system",
+            "defaults.temperature",
+            "defaults.top_p",
+            "defaults.top_k",
+            "defaults.min_p",
+            "defaults.repetition_penalty",
+            "defaults.max_tokens",
             "defaults.speculate",
             "cache.scope",
             "governor.target_c",

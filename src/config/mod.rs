@@ -6,6 +6,7 @@
 
 mod alerts;
 mod broker;
+mod defaults;
 mod diff;
 mod governor;
 mod guard;
@@ -23,6 +24,7 @@ mod text_position;
 mod toml_schema;
 
 pub use alerts::Alerts;
+pub use defaults::Defaults;
 pub use diff::ConfigDiff;
 pub use governor::{DailyHours, Governor};
 pub use guard::{ControlCharacters, Guard};
@@ -292,13 +294,6 @@ pub struct Home {
     pub is_constrained: bool,
     /// The owner's file of names, TOML or JSON.
     pub file: Option<PathBuf>,
-}
-
-/// What holds for requests that do not say it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Defaults {
-    /// Whether several tokens are verified in one pass where it is probable what comes next.
-    pub speculate: bool,
 }
 
 /// The caches of answers and of the beginnings of prompts.

@@ -22,6 +22,7 @@ mod queue;
 mod reload;
 mod report_schedule;
 mod reporter;
+mod request_defaults;
 mod running;
 mod shared_guard;
 mod signals;

@@ -1,7 +1,7 @@
 //! The parts of an answer that only some requests ask for: log-probabilities, several answers to one prompt, and calls of
 //! functions.
 
-use super::{FinishReason, ToolCall};
+use super::{FinishReason, Metadata, ToolCall};
 use serde::{Serialize, Serializer};
 
 /// The log-probability of a token whose probability is too small to have one, as OpenAI gives it: JSON has no infinity.
@@ -22,6 +22,9 @@ pub struct AnswerDetails {
     /// What the predicted answer was good for, where there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prediction: Option<PredictionUsage>,
+    /// The request's metadata.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Metadata>,
 }
 
 /// Tokens of a predicted answer that were verified.

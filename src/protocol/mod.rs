@@ -7,6 +7,7 @@ mod answer;
 pub mod api;
 mod health;
 pub mod json;
+mod metadata;
 pub mod ollama;
 pub mod openai;
 pub mod partial;
@@ -22,6 +23,7 @@ pub use answer::{AnswerDetails, Choice, LikelyToken, PredictionUsage, TokenLogpr
 pub use health::{
     BrokerHealth, Health, HealthState, HealthSummary, LastAnswer, MemoryLevel, QueueLevel, SelfTest,
 };
+pub use metadata::{MAX_METADATA, Metadata};
 pub use report::{
     CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GovernorReason, GovernorState, HttpCalls,
     Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles, Pressure, Reading, Report, Requests,
@@ -73,6 +75,8 @@ pub struct Request {
     pub speculate: Option<bool>,
     /// The text that the answer probably has, in which speculation looks up what comes next.
     pub prediction: Option<String>,
+    /// What every event of the request repeats.
+    pub metadata: Option<Metadata>,
 }
 
 impl Request {
@@ -98,7 +102,8 @@ impl Request {
             .map(|tool| tool.name.capacity() + tool.definition.bytes() + size_of::<Tool>())
             .sum();
         let prediction = self.prediction.as_ref().map_or(0, String::capacity);
-        input + bias + stop + tools + prediction + self.response_format.text_bytes()
+        let metadata = self.metadata.as_ref().map_or(0, Metadata::bytes);
+        input + bias + stop + tools + prediction + metadata + self.response_format.text_bytes()
     }
 }
 
@@ -195,6 +200,9 @@ pub enum Event {
         /// The log-probabilities of the tokens of this text, where they were asked for.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         logprobs: Vec<TokenLogprob>,
+        /// The request's metadata.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        metadata: Option<Metadata>,
     },
     /// The answer.
     Done(Box<Done>),
@@ -205,10 +213,18 @@ pub enum Event {
         /// What went wrong.
         #[serde(flatten)]
         refusal: Refusal,
+        /// The request's metadata, where it could be read that far.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        metadata: Option<Metadata>,
     },
 }
 
 impl Event {
+    /// The refusal of a message that has no metadata, or none that could be read.
+    pub fn error(id: Option<RequestId>, refusal: Refusal) -> Self {
+        Event::Error { id, refusal, metadata: None }
+    }
+
     /// Whether it ends its request.
     pub fn is_last(&self) -> bool {
         !matches!(self, Event::Token { .. })
@@ -232,6 +248,8 @@ pub struct Done {
     pub energy: Option<RequestEnergy>,
     /// Whether it is the cached answer of an earlier request.
     pub cached: bool,
+    /// The name of the model that answered.
+    pub model: String,
     /// What only some requests ask for.
     #[serde(flatten)]
     pub details: AnswerDetails,

@@ -240,6 +240,7 @@ pub(super) mod tests {
             timings,
             energy: None,
             cached: false,
+            model: "m".into(),
             details: AnswerDetails::default(),
         }
     }

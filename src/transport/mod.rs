@@ -15,7 +15,7 @@ pub mod tcp_accept;
 pub mod unix;
 pub mod wyoming;
 
-use crate::protocol::{Code, Event, Refusal, Request, RequestId, TokenLogprob};
+use crate::protocol::{Code, Event, Metadata, Refusal, Request, RequestId, TokenLogprob};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -64,6 +64,7 @@ pub enum WhenFull {
 #[derive(Debug)]
 pub struct Reply {
     id: RequestId,
+    metadata: Option<Metadata>,
     tokens: mpsc::Sender<Event>,
     last: Option<mpsc::OwnedPermit<Event>>,
 }
@@ -77,7 +78,14 @@ impl Reply {
     /// closed.
     pub fn new(id: &RequestId, channel: &mpsc::Sender<Event>) -> Option<Self> {
         let last = channel.clone().try_reserve_owned().ok()?;
-        Some(Reply { id: id.clone(), tokens: channel.clone(), last: Some(last) })
+        Some(Reply { id: id.clone(), metadata: None, tokens: channel.clone(), last: Some(last) })
+    }
+
+    /// The same reply with the request's metadata, which each of its events repeats.
+    pub fn with_metadata(self, metadata: Option<&Metadata>) -> Self {
+        let mut reply = self;
+        reply.metadata = metadata.cloned();
+        reply
     }
 
     /// Sends the next piece of text; never waits.
@@ -93,13 +101,18 @@ impl Reply {
         text: String,
         logprobs: Vec<TokenLogprob>,
     ) -> Result<(), TooSlow> {
-        let event = Event::Token { id: self.id.clone(), text, index, logprobs };
+        let metadata = self.metadata.clone();
+        let event = Event::Token { id: self.id.clone(), text, index, logprobs, metadata };
         self.tokens.try_send(event).map_err(|_| TooSlow)
     }
 
     /// Ends the request with `event`; never waits, and never fails while the client lives.
-    pub fn finish(mut self, event: Event) {
+    pub fn finish(mut self, mut event: Event) {
         debug_assert!(event.is_last());
+        match &mut event {
+            Event::Done(done) => done.details.metadata = self.metadata.take(),
+            Event::Error { metadata, .. } | Event::Token { metadata, .. } => *metadata = self.metadata.take(),
+        }
         if let Some(permit) = self.last.take() {
             permit.send(event);
         }
@@ -108,7 +121,7 @@ impl Reply {
     /// Ends the request with a refusal.
     pub fn refuse(self, refusal: Refusal) {
         let id = Some(self.id.clone());
-        self.finish(Event::Error { id, refusal });
+        self.finish(Event::error(id, refusal));
     }
 }
 
@@ -116,7 +129,8 @@ impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(permit) = self.last.take() {
             let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
-            permit.send(Event::Error { id: Some(self.id.clone()), refusal });
+            let (id, metadata) = (Some(self.id.clone()), self.metadata.take());
+            permit.send(Event::Error { id, refusal, metadata });
         }
     }
 }
@@ -197,7 +211,7 @@ mod tests {
     fn a_reply_that_is_dropped_unanswered_sends_internal() {
         let (sender, mut receiver) = mpsc::channel(1);
         drop(Reply::new(&"a".into(), &sender));
-        let Some(Event::Error { id, refusal }) = receiver.try_recv().ok() else { panic!() };
+        let Some(Event::Error { id, refusal, .. }) = receiver.try_recv().ok() else { panic!() };
         assert_eq!((id, refusal.code), (Some("a".into()), Code::Internal));
     }
 

@@ -11,6 +11,7 @@ mod convert;
 #[path = "../support/daemon.rs"]
 mod daemon;
 #[cfg(feature = "demo")]
+mod defaults;
 mod demo;
 mod disk_prefixes;
 mod endure;

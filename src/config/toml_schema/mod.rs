@@ -3,6 +3,7 @@
 //! Field names are the keys; an unknown one is refused. Deliberately knows no default that
 //! `config/bitnetd.toml` does not state.
 
+mod defaults;
 mod mqtt;
 
 use crate::config::alerts::{AlertValue, switch, threshold};
@@ -10,9 +11,9 @@ use crate::config::key_error::{KeyError, KeyResult, within};
 use crate::config::key_values::{folder, one_of, shown, topic_level};
 use crate::config::text_position::{key_on, line_at, line_of};
 use crate::config::{
-    Alerts, Budget, Cache, CacheScope, Config, ConfigError, Defaults, Device, Governor, Guard, Head, History,
-    Host, Http, I2sLayout, KvCachePrecision, Log, Model, Profile, Queue, Socket, Telemetry, Wyoming,
-    governor, guard, http, listen, log, telemetry,
+    Alerts, Budget, Cache, CacheScope, Config, ConfigError, Device, Governor, Guard, Head, History, Host,
+    Http, I2sLayout, KvCachePrecision, Log, Model, Profile, Queue, Socket, Telemetry, Wyoming, governor,
+    guard, http, listen, log, telemetry,
 };
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -146,6 +147,13 @@ pub(super) struct HomeKeys {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DefaultsKeys {
+    system: Option<String>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<u64>,
+    min_p: Option<f64>,
+    repetition_penalty: Option<f64>,
+    max_tokens: Option<u64>,
     speculate: Option<bool>,
 }
 
@@ -266,7 +274,7 @@ impl File {
             device,
             queue: self.queue.checked()?,
             home: super::home::checked(self.home.enabled, self.home.constrain, self.home.file)?,
-            defaults: Defaults { speculate: self.defaults.speculate.unwrap_or(true) },
+            defaults: self.defaults.checked()?,
             cache,
             governor: self.governor.checked()?,
             guard: self.guard.checked()?,

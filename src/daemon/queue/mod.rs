@@ -13,6 +13,7 @@ use super::answer_cache::SharedAnswers;
 use super::locked;
 use super::memory_guard::MemoryGuard;
 use super::memory_plan::MemoryPlan;
+use super::request_defaults::SharedDefaults;
 use super::running::RunningRequests;
 use super::shared_guard::SharedGuard;
 use crate::config::Config;
@@ -45,6 +46,8 @@ pub(super) struct Queue {
     timeout_ms: AtomicU64,
     /// What clients may ask.
     pub guard: SharedGuard,
+    /// What holds for requests that do not say it.
+    pub defaults: SharedDefaults,
     /// The requests that the worker answers.
     pub running: Arc<RunningRequests>,
     /// Whether the process is short of memory.
@@ -68,6 +71,7 @@ impl Queue {
             admission,
             telemetry,
             guard: SharedGuard::new(&config.guard),
+            defaults: SharedDefaults::default(),
             offered: Condvar::new(),
             occupied: Notify::new(),
             timeout_ms: AtomicU64::default(),
@@ -85,13 +89,15 @@ impl Queue {
         let ms = u64::try_from(config.queue.timeout.as_millis()).unwrap_or(u64::MAX);
         self.timeout_ms.store(ms, Ordering::Relaxed);
         self.answers.set_scope(config.cache.scope);
-        self.worker.set_speculation(config.defaults.speculate);
+        self.defaults.adopt(&config.defaults);
         self.guard.adopt(&config.guard);
         locked(&self.admission).set_client_percent(config.queue.client_percent);
     }
 
     /// Admits a request, or refuses it.
     pub fn offer(&self, mut inbound: Inbound) {
+        // Before the guard, which may allow less.
+        self.defaults.limit_tokens(&mut inbound.request);
         if let Err(denied) = self.guard.check(&mut inbound) {
             return self.deny(inbound, denied);
         }

@@ -11,7 +11,6 @@ pub(in crate::daemon) struct WorkerControls {
     thread_limits: [AtomicUsize; 2],
     computing_percent: AtomicU8,
     is_cut_off: AtomicBool,
-    speculates: AtomicBool,
     steps: AtomicU64,
 }
 
@@ -21,7 +20,6 @@ impl Default for WorkerControls {
             thread_limits: [const { AtomicUsize::new(usize::MAX) }; 2],
             computing_percent: AtomicU8::new(100),
             is_cut_off: AtomicBool::new(false),
-            speculates: AtomicBool::new(true),
             steps: AtomicU64::new(0),
         }
     }
@@ -57,16 +55,6 @@ impl WorkerControls {
     /// Whether the running answer is to end.
     pub fn is_cut_off(&self) -> bool {
         self.is_cut_off.load(Ordering::Relaxed)
-    }
-
-    /// Sets whether requests that do not say it are answered with speculation.
-    pub fn set_speculation(&self, speculates: bool) {
-        self.speculates.store(speculates, Ordering::Relaxed);
-    }
-
-    /// Whether requests that do not say it are answered with speculation.
-    pub fn speculates(&self) -> bool {
-        self.speculates.load(Ordering::Relaxed)
     }
 
     /// Counts one step of the worker.

@@ -83,7 +83,7 @@ pub(super) fn details(engine: &Engine, answers: &mut [FinishedAnswer]) -> Answer
         let (text, tool_calls) = (answer.text.clone(), std::mem::take(tool_calls));
         choices.push(Choice { index, text, finish_reason: *finish_reason, tool_calls, logprobs });
     }
-    AnswerDetails { logprobs: first, tool_calls, choices, prediction: None }
+    AnswerDetails { logprobs: first, tool_calls, choices, ..AnswerDetails::default() }
 }
 
 /// What became of the tokens that were looked up in the predicted answer.

@@ -165,7 +165,7 @@ impl Worker {
         if let Err(error) = engine.check_files() {
             return Err(self.refuse_for_lost_model(queued.inbound, error));
         }
-        let Some((queued, prompt)) = self.tokenized(engine, queued) else { return Ok(None) };
+        let Some((mut queued, prompt)) = self.tokenized(engine, queued) else { return Ok(None) };
         let request = &queued.inbound.request;
         match self.intents.sentence_after_call(request) {
             Ok(Some(sentence)) => {
@@ -179,6 +179,11 @@ impl Worker {
             Ok(intent) => intent,
             Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
+        // A command has one right answer, which is the likeliest.
+        if intent.is_none() {
+            self.queue.defaults.set_sampling(&mut queued.inbound.request.sampling);
+        }
+        let request = &queued.inbound.request;
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
         let prefix_scope = client.as_ref().map_or(0, |client| prefix_scope(client));
         let key = cache_key(request, client, &prompt.tokens, intent.as_ref().map(HomeIntent::home_version));
@@ -187,7 +192,7 @@ impl Worker {
                 // The filter may be newer than the answer.
                 match self.queue.guard.filter().and_then(|filter| filter.find(&stored.text)) {
                     Some(found) => self.queue.deny(queued.inbound, Denied::answer(found)),
-                    None => self.send_cached(stored, prompt.tokens.len(), queued.inbound),
+                    None => self.send_cached(engine, stored, prompt.tokens.len(), queued.inbound),
                 }
                 return Ok(None);
             }
@@ -198,7 +203,7 @@ impl Worker {
             Ok(constraint) => constraint,
             Err(refusal) => return Ok(self.refuse_format(queued, refusal)),
         };
-        let speculate = request.speculate.unwrap_or_else(|| self.queue.worker.speculates());
+        let speculate = self.queue.defaults.speculates(request);
         let prediction = if speculate { self.prediction(engine, request) } else { Vec::new() };
         let options = generate_options(request);
         let options = GenerateOptions { constraint, prefix_scope, speculate, prediction, ..options };
@@ -302,13 +307,14 @@ impl Worker {
     }
 
     /// A request with the tokens of its prompt; `None` where it was refused.
-    fn tokenized(&self, engine: &Engine, queued: QueuedRequest) -> Option<(QueuedRequest, Prompt)> {
+    fn tokenized(&self, engine: &Engine, mut queued: QueuedRequest) -> Option<(QueuedRequest, Prompt)> {
         // The memory is checked in any case; what was to wait is never refused for want of it.
         let is_refusable = queued.inbound.when_full == WhenFull::Refuse;
         if let Some(refusal) = self.queue.memory.refusal().filter(|_| is_refusable) {
             self.queue.refuse(queued.inbound, refusal);
             return None;
         }
+        self.queue.defaults.add_system(&mut queued.inbound.request);
         let input = &queued.inbound.request.input;
         debug!(REQUEST_ID = queued.inbound.id.as_str(); "prompt: {input:?}");
         let request = &queued.inbound.request;
@@ -343,7 +349,7 @@ impl Worker {
     }
 
     /// Sends an answer from the cache.
-    fn send_cached(&self, stored: CachedAnswer, prompt: usize, inbound: Inbound) {
+    fn send_cached(&self, engine: &Engine, stored: CachedAnswer, prompt: usize, inbound: Inbound) {
         let Inbound { request, id, client, received, reply, .. } = inbound;
         self.telemetry.cache_hit();
         info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "answered from the cache");
@@ -365,6 +371,7 @@ impl Worker {
             timings: Timings { queue_ms: ms, ttft_ms: ms, total_ms: ms, ..Timings::default() },
             energy: None,
             cached: true,
+            model: engine.name().into(),
             details: AnswerDetails { prediction, ..AnswerDetails::default() },
         })));
     }
@@ -404,6 +411,7 @@ impl Worker {
             text: first.answer.text,
             energy: self.request_energy(work, at.ended, completion_tokens),
             cached: false,
+            model: engine.name().into(),
             details,
         }
     }

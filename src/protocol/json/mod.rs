@@ -9,8 +9,8 @@ mod tools;
 
 use super::text::Shown;
 use super::{
-    Code, Event, Health, Input, Message, Priority, Refusal, Report, Request, RequestId, ResponseFormat,
-    Sampling, ToolChoice,
+    Code, Event, Health, Input, Message, Metadata, Priority, Refusal, Report, Request, RequestId,
+    ResponseFormat, Sampling, ToolChoice,
 };
 use crate::external_text::{JsonValue, duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,9 @@ pub const MAX_ID: usize = 128;
 /// Maximum number of stop texts, and maximum length of one in bytes: text that may be part of one is held back while
 /// streaming.
 pub const MAX_STOP: (usize, usize) = (16, 256);
+
+/// The key of metadata as it stands in a message.
+const KEY: &[u8] = b"\"metadata\"";
 
 /// The body of a call has at most one value for so many of the bytes that a body may have. A value takes about a hundred bytes
 /// of memory, and lists of functions have one for each 20 bytes or more.
@@ -88,6 +91,7 @@ struct RequestKeys {
     cache: Option<bool>,
     speculate: Option<bool>,
     prediction: Option<String>,
+    metadata: Option<JsonValue>,
 }
 
 #[derive(Deserialize)]
@@ -222,6 +226,7 @@ fn checked(keys: RequestKeys) -> Result<Request, Refusal> {
         cache: keys.cache.unwrap_or(true),
         speculate: keys.speculate,
         prediction: keys.prediction,
+        metadata: keys.metadata.as_ref().map(Metadata::new).transpose()?,
         id: keys.id,
     };
     tools::check_format(&request)?;
@@ -291,6 +296,7 @@ pub fn request_or_text(bytes: &[u8]) -> Result<Request, Refusal> {
         cache: true,
         speculate: None,
         prediction: None,
+        metadata: None,
     })
 }
 
@@ -334,6 +340,18 @@ pub fn id_of(bytes: &[u8]) -> Option<RequestId> {
     check_size(bytes, MAX_REQUEST).ok()?;
     let id = serde_json::from_slice::<OnlyId>(without_bom(bytes)).ok()?.id;
     check_id(Some(&id)).is_ok().then_some(id)
+}
+
+/// Finds the metadata in a message that is no sound request, or in an event, so that its refusal can repeat them.
+pub fn metadata_of(bytes: &[u8]) -> Option<Metadata> {
+    #[derive(Deserialize)]
+    struct OnlyMetadata {
+        metadata: JsonValue,
+    }
+    // Most messages have none, and need not be parsed for it.
+    let is_named = bytes.windows(KEY.len()).any(|part| part == KEY);
+    let only: OnlyMetadata = is_named.then(|| serde_json::from_slice(without_bom(bytes)).ok())??;
+    Metadata::new(&only.metadata).ok()
 }
 
 /// Writes an event as one JSON object without a line break.

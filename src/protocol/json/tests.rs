@@ -255,11 +255,16 @@ fn an_id_may_be_a_number_and_is_given_back_as_it_came() {
     for number in ["1", "1.5", "1732.0", "-1e3", "12345678901234567890123"] {
         let id = request(format!(r#"{{"id":{number},"prompt":"a"}}"#).as_bytes()).expect(number).id;
         let refusal = Refusal::new(Code::Timeout, "m");
-        let error = event(&Event::Error { id: id.clone(), refusal });
+        let error = event(&Event::error(id.clone(), refusal));
         let text = format!(r#"{{"event":"error","id":{number},"code":"timeout","message":"m"}}"#);
         assert_eq!(String::from_utf8_lossy(&error), text);
-        let token =
-            Event::Token { id: id.clone().expect(number), text: "x".into(), index: None, logprobs: vec![] };
+        let token = Event::Token {
+            id: id.clone().expect(number),
+            text: "x".into(),
+            index: None,
+            logprobs: vec![],
+            metadata: None,
+        };
         let text = format!(r#"{{"event":"token","id":{number},"text":"x"}}"#);
         assert_eq!(String::from_utf8_lossy(&event(&token)), text);
         assert_eq!(
@@ -286,7 +291,7 @@ fn an_unsound_request_still_gives_its_id() {
 #[test]
 fn an_event_is_one_line_with_the_documented_keys() {
     let refusal = Refusal { retry_after_ms: Some(5), ..Refusal::new(Code::QueueFull, "a\nb") };
-    let line = event(&Event::Error { id: None, refusal });
+    let line = event(&Event::error(None, refusal));
     let text = r#"{"event":"error","id":null,"code":"queue_full","message":"a\nb","retry_after_ms":5}"#;
     assert_eq!(String::from_utf8(line).expect("JSON is UTF-8"), text);
 }
@@ -318,7 +323,7 @@ fn log_probabilities_have_the_form_of_openai_and_no_infinity() {
         token: likely("é", -0.5),
         top_logprobs: vec![likely("é", -0.5), likely("x", f32::NEG_INFINITY)],
     }];
-    let token = Event::Token { id: "a".into(), text: "é".into(), index: Some(1), logprobs };
+    let token = Event::Token { id: "a".into(), text: "é".into(), index: Some(1), logprobs, metadata: None };
     let text = r#"{"event":"token","id":"a","text":"é","index":1,"logprobs":[{"token":"é","logprob":-0.5,"bytes":[195,169],"top_logprobs":[{"token":"é","logprob":-0.5,"bytes":[195,169]},{"token":"x","logprob":-9999.0,"bytes":[120]}]}]}"#;
     assert_eq!(String::from_utf8(event(&token)).expect("JSON is UTF-8"), text);
 }

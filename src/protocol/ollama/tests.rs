@@ -91,12 +91,13 @@ fn done(text: &str) -> Done {
             method: Method::Estimated,
         }),
         cached: false,
+        model: "m".into(),
         details: AnswerDetails::default(),
     }
 }
 
 fn token(text: &str) -> Event {
-    Event::Token { id: "call-1".into(), text: text.into(), index: None, logprobs: Vec::new() }
+    Event::Token { id: "call-1".into(), text: text.into(), index: None, logprobs: Vec::new(), metadata: None }
 }
 
 fn lines(bytes: &[u8]) -> Vec<Value> {
@@ -388,7 +389,13 @@ fn a_whole_answer_has_text_and_log_probabilities() {
         (&json!("length"), &json!("timeout"))
     );
 
-    let event = Event::Token { id: "1".into(), text: "Hi".into(), index: None, logprobs: vec![logprob] };
+    let event = Event::Token {
+        id: "1".into(),
+        text: "Hi".into(),
+        index: None,
+        logprobs: vec![logprob],
+        metadata: None,
+    };
     let mut encoder = asked(generate_call(call)).encoder;
     assert_eq!(lines(&encoder.event(&event))[0]["logprobs"], expected);
     let last = lines(&encoder.event(&Event::Done(Box::new(answer))));
@@ -399,7 +406,7 @@ fn a_whole_answer_has_text_and_log_probabilities() {
 fn an_error_in_a_stream_is_a_line() {
     let mut encoder = asked(chat_call(with(json!({})))).encoder;
     let refusal = Refusal::new(Code::Internal, "max_tokens: a fault");
-    let error = lines(&encoder.event(&Event::Error { id: None, refusal }));
+    let error = lines(&encoder.event(&Event::error(None, refusal)));
     assert_eq!(error, [json!({"error": "options.num_predict: a fault"})]);
     let generate = asked(generate_call(json!({"model": "bitnet-2b", "prompt": "a"}))).encoder;
     for ours in ["prompt: no tokens", "messages: no tokens"] {

@@ -157,6 +157,7 @@ fn done() -> Done {
             method: Method::Measured,
         }),
         cached: false,
+        model: "m".into(),
         details: AnswerDetails::default(),
     }
 }

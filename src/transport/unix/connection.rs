@@ -7,7 +7,7 @@ use super::context::ConnectionContext;
 use super::writer::{EVENTS, EventWriter, FLUSH_TIMEOUT, OutgoingBytes, event_line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
-use crate::protocol::{Code, Event, Refusal, Request, RequestId};
+use crate::protocol::{Code, Event, Metadata, Refusal, Request, RequestId};
 use crate::telemetry::{DaemonPhase, prometheus};
 use crate::transport::http::{self, HttpPeer, is_http};
 use crate::transport::in_flight::InFlight;
@@ -104,7 +104,7 @@ async fn run_halves(
 /// Tells the client why its idle connection is closed. Nothing is half written, since the connection is idle.
 fn evict(stream: &UnixStream, most: usize) -> io::Result<()> {
     // An error means that the client has already disconnected.
-    let _ = stream.try_write(&event_line(&Event::Error { id: None, refusal: eviction_notice(most) }));
+    let _ = stream.try_write(&event_line(&Event::error(None, eviction_notice(most))));
     Ok(())
 }
 
@@ -239,7 +239,8 @@ impl Reader<'_> {
                 Err(refusal) => {
                     // Without the id where a valid request in flight has the same one: that request must not seem to end here.
                     let id = json::id_of(bytes).filter(|id| !self.in_flight.is_running(id));
-                    self.refuse(id, refusal).await
+                    let metadata = json::metadata_of(bytes);
+                    self.refuse_with(id, metadata, refusal).await
                 }
             },
         }
@@ -300,15 +301,17 @@ impl Reader<'_> {
 
     async fn request(&mut self, request: Request, received: Instant) -> ReadLoop {
         if self.wait_for_slot().await == ReadLoop::Stop {
-            return self.refuse(request.id, Refusal::shutting_down()).await;
+            return self.refuse_with(request.id, request.metadata, Refusal::shutting_down()).await;
         }
         let Some((id, cancel)) = self.register(request.id.clone()) else {
             // Without the id: the first request of that id must not seem to end here.
             let id = request.id.unwrap_or_else(|| "".into());
             let text = format!("id: {id:?} is in flight on this connection already; choose another");
-            return self.refuse(None, Refusal::new(Code::InvalidRequest, text)).await;
+            let refusal = Refusal::new(Code::InvalidRequest, text);
+            return self.refuse_with(None, request.metadata, refusal).await;
         };
         let Some(reply) = self.reply(&id).await else { return ReadLoop::Stop };
+        let reply = reply.with_metadata(request.metadata.as_ref());
         let Peer { client, queue_key } = &self.peer;
         let inbound = Inbound {
             request,
@@ -371,8 +374,17 @@ impl Reader<'_> {
     }
 
     async fn refuse(&self, id: Option<RequestId>, refusal: Refusal) -> ReadLoop {
+        self.refuse_with(id, None, refusal).await
+    }
+
+    async fn refuse_with(
+        &self,
+        id: Option<RequestId>,
+        metadata: Option<Metadata>,
+        refusal: Refusal,
+    ) -> ReadLoop {
         self.shared.telemetry.refused();
-        self.send(event_line(&Event::Error { id, refusal })).await
+        self.send(event_line(&Event::Error { id, refusal, metadata })).await
     }
 
     async fn send(&self, bytes: Vec<u8>) -> ReadLoop {

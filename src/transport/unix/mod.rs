@@ -223,7 +223,7 @@ fn refuse_connection(stream: &UnixStream, shared: &ConnectionContext) {
     );
     let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, text) };
     // An error means that the client has already disconnected.
-    let _ = stream.try_write(&event_line(&Event::Error { id: None, refusal }));
+    let _ = stream.try_write(&event_line(&Event::error(None, refusal)));
 }
 
 #[cfg(test)]

@@ -124,7 +124,7 @@ impl EventWriter<'_> {
         }
         for id in self.in_flight.ids() {
             let refusal = Refusal::new(Code::ShuttingDown, "the daemon stopped; ask again");
-            self.add(&Event::Error { id: Some(id), refusal });
+            self.add(&Event::error(Some(id), refusal));
         }
         self.half.try_write(&self.out).map(drop)
     }

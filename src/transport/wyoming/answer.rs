@@ -98,6 +98,7 @@ mod tests {
             timings: Timings::default(),
             energy: None,
             cached: false,
+            model: "m".into(),
             details: AnswerDetails::default(),
         }))
     }
@@ -173,7 +174,7 @@ mod tests {
     fn a_request_without_an_answer_fails_with_its_reason() {
         let typed = TranscriptContext::default();
         let refusal = Refusal::new(Code::QueueFull, "ask again");
-        let event = Event::Error { id: None, refusal: refusal.clone() };
+        let event = Event::error(None, refusal.clone());
         assert_eq!(answer(&event, AnswerKind::Text, &typed), SentenceAnswer::Failed(refusal));
         for (event, kind, code) in [
             (done("Hello", FinishReason::Cancelled), AnswerKind::Text, Code::Cancelled),

@@ -235,5 +235,5 @@ impl Connection {
 /// The end of a request whose client sends on and on instead of reading the answer.
 fn too_much(id: RequestId) -> Event {
     let message = format!("more than {} KiB came before the answer; wait for it", MAX_DATA >> 10);
-    Event::Error { id: Some(id), refusal: Refusal::new(Code::TooLarge, message) }
+    Event::error(Some(id), Refusal::new(Code::TooLarge, message))
 }

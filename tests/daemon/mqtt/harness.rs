@@ -158,6 +158,7 @@ pub fn end(inbound: Inbound, text: &str, finish_reason: FinishReason) {
         timings: Timings::default(),
         energy: None,
         cached: false,
+        model: "m".into(),
         details: AnswerDetails::default(),
     };
     inbound.reply.finish(Event::Done(Box::new(done)));

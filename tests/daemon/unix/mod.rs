@@ -221,6 +221,7 @@ fn done(id: &RequestId, text: &str, finish_reason: FinishReason) -> Event {
         timings: Timings::default(),
         energy: None,
         cached: false,
+        model: "m".into(),
         details: AnswerDetails::default(),
     }))
 }

@@ -45,12 +45,12 @@ fn check(bytes: &[u8], request: &Request) {
 
 fn check_refusal(bytes: &[u8], refusal: Refusal) {
     assert!(refusal.message.len() < 2 * bytes.len() + 1000, "longer than what it is about");
-    check_event(&Event::Error { id: json::id_of(bytes), refusal });
+    check_event(&Event::error(json::id_of(bytes), refusal));
 }
 
 fn check_token(text: &str) {
     let (id, text) = (text.into(), text.into());
-    check_event(&Event::Token { id, text, index: None, logprobs: Vec::new() });
+    check_event(&Event::Token { id, text, index: None, logprobs: Vec::new(), metadata: None });
 }
 
 /// An event is one line, and another reader finds the same in it.

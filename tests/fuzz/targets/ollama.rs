@@ -66,14 +66,14 @@ fn check_ask(bytes: &[u8], mut ask: TranslatedRequest) {
     assert_eq!(ask.request.stream, ask.encoder.stream_type().is_some());
     let text = String::from_utf8_lossy(bytes).into_owned();
     let half = text.chars().take(text.chars().count() / 2).collect();
-    let token = Event::Token { id: "f".into(), text: half, index: None, logprobs: Vec::new() };
+    let token = Event::Token { id: "f".into(), text: half, index: None, logprobs: Vec::new(), metadata: None };
     let done = done(text);
     object(&ask.encoder.whole(&done));
     let events = [token, Event::Done(Box::new(done))];
     let stream: Vec<u8> = events.iter().flat_map(|event| ask.encoder.event(event)).collect();
     check_lines(&stream);
     let refusal = Refusal::new(Code::Internal, "a fault");
-    check_lines(&ask.encoder.event(&Event::Error { id: None, refusal }));
+    check_lines(&ask.encoder.event(&Event::error(None, refusal)));
 }
 
 fn done(text: String) -> Done {

@@ -62,12 +62,12 @@ fn check_ask(body: &[u8], mut ask: TranslatedRequest) {
     for index in 0..ask.request.choices {
         let index = (ask.request.choices > 1).then_some(index);
         let logprobs = done.details.logprobs.clone().unwrap_or_default();
-        let token = Event::Token { id: "7".into(), text: "é\n".into(), index, logprobs };
+        let token = Event::Token { id: "7".into(), text: "é\n".into(), index, logprobs, metadata: None };
         stream.extend(ask.encoder.event(&token));
     }
     let last = match body.len() % 2 {
         0 => Event::Done(Box::new(done)),
-        _ => Event::Error { id: None, refusal: Refusal::new(Code::Internal, "a fault") },
+        _ => Event::error(None, Refusal::new(Code::Internal, "a fault")),
     };
     stream.extend(ask.encoder.event(&last));
     check_stream(&stream);

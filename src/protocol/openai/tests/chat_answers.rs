@@ -163,6 +163,7 @@ fn several_answers_are_told_apart_by_their_index() {
         text: if index == 0 { "a" } else { "b" }.into(),
         index: Some(index),
         logprobs: Vec::new(),
+        metadata: None,
     };
     let found =
         chunks(&mut chat(json!({ "n": 2, "stream": true })), &[of(0), of(1), Event::Done(Box::new(done))]);
@@ -189,7 +190,7 @@ fn log_probabilities_come_with_their_text() {
 
 #[test]
 fn an_error_in_a_stream_is_an_event_and_the_end() {
-    let error = Event::Error { id: Some("7".into()), refusal: Refusal::shutting_down() };
+    let error = Event::error(Some("7".into()), Refusal::shutting_down());
     let found = chunks(&mut chat(json!({ "stream": true })), &[token("y"), error]);
     assert_eq!(found[2]["error"]["type"], "server_error");
 }
@@ -212,7 +213,7 @@ fn refusals_of_the_daemon_name_the_callers_keys() {
     let refusal = Refusal::new(Code::InvalidRequest, "max_tokens: no");
     let found = chunks(
         &mut chat(json!({ "stream": true, "max_completion_tokens": 9 })),
-        &[Event::Error { id: None, refusal }],
+        &[Event::error(None, refusal)],
     );
     assert_eq!(found.last().expect("one")["error"]["param"], "max_completion_tokens");
 }

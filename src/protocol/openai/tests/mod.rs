@@ -65,6 +65,7 @@ fn done(text: &str, finish_reason: FinishReason) -> Done {
         timings: Timings { total_ms: 2_000.0, ..Timings::default() },
         energy: None,
         cached: false,
+        model: "m".into(),
         details: AnswerDetails::default(),
     }
 }
@@ -85,12 +86,12 @@ fn likely(token: &str, logprob: f32) -> LikelyToken {
 }
 
 fn token(text: &str) -> Event {
-    Event::Token { id: "7".into(), text: text.into(), index: None, logprobs: Vec::new() }
+    Event::Token { id: "7".into(), text: text.into(), index: None, logprobs: Vec::new(), metadata: None }
 }
 
 fn token_with_logprob(text: &str, logprob: f32) -> Event {
     let logprobs = vec![TokenLogprob { token: likely(text, logprob), top_logprobs: vec![likely("x", -0.5)] }];
-    Event::Token { id: "7".into(), text: text.into(), index: None, logprobs }
+    Event::Token { id: "7".into(), text: text.into(), index: None, logprobs, metadata: None }
 }
 
 fn whole(ask: &mut TranslatedRequest, done: &Done) -> Value {

@@ -282,7 +282,7 @@ fn a_failure_in_a_stream_is_the_failed_response() {
         (Code::QueueFull, "rate_limit_exceeded"),
         (Code::ContextExceeded, "invalid_prompt"),
     ] {
-        let error = Event::Error { id: None, refusal: Refusal::new(code, "m") };
+        let error = Event::error(None, Refusal::new(code, "m"));
         let found = streamed(&mut respond(json!({ "stream": true })), &[error]);
         let (name, data) = found.last().expect("some");
         assert_eq!(

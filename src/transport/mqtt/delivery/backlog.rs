@@ -193,7 +193,7 @@ mod tests {
     fn prompt(id: &str, client: &str, text: &str, is_qos_1: bool) -> BacklogPrompt {
         BacklogPrompt {
             client: PromptClient::of_topic("bitnetd/cellar", client),
-            route: ReplyRoute::restored(id.into(), format!("reply/{id}"), None, None),
+            route: ReplyRoute::restored(id.into(), format!("reply/{id}"), None, None, None),
             work: Work::Ask(text.into()),
             priority: Priority::Normal,
             received: Instant::now(),

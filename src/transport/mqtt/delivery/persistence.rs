@@ -132,7 +132,10 @@ fn restore_prompt(
         Work::Ask(text) => json::request_or_text(text.as_bytes()).map(|request| request.priority),
         Work::Refuse(_) => Ok(Priority::Normal),
     };
-    let route = ReplyRoute::restored(id, topic, correlation, clock.after(left));
+    let metadata = match &work {
+        Work::Ask(text) | Work::Refuse(text) => json::metadata_of(text.as_bytes()),
+    };
+    let route = ReplyRoute::restored(id, topic, correlation, clock.after(left), metadata);
     let (priority, received) = (priority.unwrap_or_default(), clock.now);
     let client = PromptClient::from_cache_key(&client);
     dedup.resume(number, keys, true);
@@ -192,7 +195,7 @@ mod tests {
         /// Takes a prompt that is to wait, and writes it to the disk.
         fn save(&mut self, id: &str, deadline: Option<Instant>) -> u64 {
             let number = self.receive(id);
-            let route = ReplyRoute::restored(id.into(), format!("reply/{id}"), Some(vec![7]), deadline);
+            let route = ReplyRoute::restored(id.into(), format!("reply/{id}"), Some(vec![7]), deadline, None);
             let (client, work, received) =
                 (PromptClient::from_cache_key("-"), Work::Ask("hello".into()), self.clock.now);
             let prompt =

@@ -3,7 +3,7 @@
 //! Deliberately knows nothing of the broker link: a request continues while the link is down.
 
 use super::outbox::PromptId;
-use crate::protocol::{Code, Event, FinishReason, Refusal, Request, RequestId};
+use crate::protocol::{Code, Event, FinishReason, Metadata, Refusal, Request, RequestId, json};
 use crate::transport::mqtt::message::IncomingMessage;
 use crate::transport::mqtt::message::OutgoingMessage;
 use crate::transport::mqtt::prompt_client::PromptClient;
@@ -39,6 +39,8 @@ pub struct ReplyRoute {
     /// The prompt's Correlation Data.
     correlation: Option<Vec<u8>>,
     deadline: Option<Instant>,
+    /// What every event repeats of the request.
+    pub metadata: Option<Metadata>,
 }
 
 impl ReplyRoute {
@@ -63,7 +65,8 @@ impl ReplyRoute {
             _ => Err(format!("the Correlation Data has {length} bytes; the most is {MAX_CORRELATION_BYTES}")),
         });
         let correlation = message.correlation.clone().filter(|_| length <= MAX_CORRELATION_BYTES);
-        let route = ReplyRoute { id, topic, correlation, deadline };
+        let metadata = json::metadata_of(&message.payload);
+        let route = ReplyRoute { id, topic, correlation, deadline, metadata };
         (route, checked.map_err(|text| Refusal::new(Code::InvalidRequest, text)))
     }
 
@@ -73,8 +76,14 @@ impl ReplyRoute {
         topic: String,
         correlation: Option<Vec<u8>>,
         deadline: Option<Instant>,
+        metadata: Option<Metadata>,
     ) -> Self {
-        ReplyRoute { id, topic, correlation, deadline }
+        ReplyRoute { id, topic, correlation, deadline, metadata }
+    }
+
+    /// The event that refuses the prompt.
+    pub fn error(&self, refusal: Refusal) -> Event {
+        Event::Error { id: Some(self.id.clone()), refusal, metadata: self.metadata.clone() }
     }
 
     /// The topic of the replies.
@@ -217,6 +226,7 @@ impl ActiveRequests {
         request.timeout = request.timeout.into_iter().chain(wanted).min();
         let (sender, events) = mpsc::channel(EVENT_CHANNEL_CAPACITY);
         let reply = Reply::new(&route.id, &sender).expect("a new channel is empty");
+        let reply = reply.with_metadata(request.metadata.as_ref());
         let cancel = Cancel::default();
         let turn_key = client.turn_key();
         let inbound = Inbound {
@@ -277,7 +287,7 @@ impl ActiveRequests {
         // A dropped reply sends `internal`; a channel closed without it is treated the same.
         let event = event.unwrap_or_else(|| {
             let refusal = Refusal::new(Code::Internal, "the daemon lost this request; ask again");
-            Event::Error { id: Some(route.id.clone()), refusal }
+            route.error(refusal)
         });
         let cut_off = is_ended_by_shutdown(&event, &running.cancel);
         if event.is_last() {
@@ -474,6 +484,7 @@ mod tests {
             timings: Timings::default(),
             energy: None,
             cached: false,
+            model: "m".into(),
             details: AnswerDetails::default(),
         }
     }

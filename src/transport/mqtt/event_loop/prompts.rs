@@ -91,7 +91,7 @@ impl EventLoop {
             Ok(_) => Work::Ask(String::from_utf8_lossy(&message.payload).into_owned()),
             Err(refusal) => {
                 self.context.local_telemetry.refused();
-                let event = Event::Error { id: Some(route.id.clone()), refusal };
+                let event = route.error(refusal);
                 Work::Refuse(String::from_utf8_lossy(&json::event(&event)).into_owned())
             }
         };
@@ -112,7 +112,7 @@ impl EventLoop {
             return self.drop_at_qos_0(prompt);
         }
         self.context.local_telemetry.refused();
-        let event = Event::Error { id: Some(route.id.clone()), refusal: qos_0_overload() };
+        let event = route.error(qos_0_overload());
         self.send_event(prompt, route, event);
     }
 
@@ -187,16 +187,14 @@ impl EventLoop {
         match request {
             Ok(_) if route.is_expired(now) => {
                 let refusal = Refusal::new(Code::Timeout, "the message expired while it waited for its turn");
-                self.send_event(number, &route, Event::Error { id: Some(route.id.clone()), refusal });
+                self.send_event(number, &route, route.error(refusal));
             }
             Ok(request) => {
                 let label = self.topics.client_label(client);
                 self.active_requests.start(number, request, (client, &label), route, *received);
             }
             // It was parsed before; only another version of the daemon may parse it differently.
-            Err(refusal) => {
-                self.send_event(number, &route, Event::Error { id: Some(route.id.clone()), refusal })
-            }
+            Err(refusal) => self.send_event(number, &route, route.error(refusal)),
         }
     }
 
@@ -245,7 +243,7 @@ impl EventLoop {
         if let Some(route) = self.backlog.get(prompt).map(|prompt| prompt.route.clone()) {
             self.lost_at_stop += u64::from(self.dedup.is_lost(prompt));
             let refusal = Refusal::shutting_down();
-            self.send_event(prompt, &route, Event::Error { id: Some(route.id.clone()), refusal });
+            self.send_event(prompt, &route, route.error(refusal));
         }
     }
 
@@ -267,7 +265,7 @@ impl EventLoop {
         for prompt in self.backlog.take_waiting(id) {
             let Some(route) = self.backlog.get(prompt).map(|prompt| prompt.route.clone()) else { continue };
             let refusal = Refusal::new(Code::Cancelled, "cancelled before it was begun");
-            self.send_event(prompt, &route, Event::Error { id: Some(route.id.clone()), refusal });
+            self.send_event(prompt, &route, route.error(refusal));
         }
     }
 

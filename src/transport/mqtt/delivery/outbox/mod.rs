@@ -357,7 +357,8 @@ impl Outbox {
             EntryKind::Token(_) | EntryKind::Copy(_) => return self.settle(at, false),
             EntryKind::Status => return self.give_up(at, why),
         };
-        let payload = json::event(&Event::Error { id: Some(id.clone()), refusal });
+        let metadata = json::metadata_of(&entry.packet.payload);
+        let payload = json::event(&Event::Error { id: Some(id.clone()), refusal, metadata });
         let smaller = OutgoingMessage { payload, ..entry.packet.clone() };
         if smaller.size() > limit || entry.is_error {
             return self.give_up(at, why);
