@@ -1,11 +1,12 @@
 //! `bitnetd check-config`: checks a configuration file, and the files of names and patterns that it names. Deliberately starts nothing.
 
-use super::{Failure, host, print};
-use crate::config::{self, Config};
+use super::{Failure, host, print, unit_sandbox};
+use crate::config::{self, Config, DEFAULT_FILE};
 use crate::protocol::text::for_terminal;
 use crate::{guard, home};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 /// Every key with its default, in its order.
 const REFERENCE: &str = include_str!("../../config/bitnetd.toml");
@@ -16,8 +17,8 @@ pub(super) struct CheckConfig {
     /// Print every key with its value and where the value comes from: the file, the profile, this machine or the default
     #[arg(long)]
     explain: bool,
-    /// The TOML file
-    #[arg(value_name = "FILE")]
+    /// The TOML file [default: /etc/bitnetd/bitnetd.toml]
+    #[arg(value_name = "FILE", default_value = DEFAULT_FILE, hide_default_value = true)]
     file: PathBuf,
 }
 
@@ -27,12 +28,39 @@ pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
     let wrong = |error: String| Failure::usage(format!("{}: {error}", args.file.display()));
     config.home.file.as_deref().map(home::file::load).transpose().map_err(wrong)?;
     config.guard.filter_file.as_deref().map(guard::filter::load).transpose().map_err(wrong)?;
+    config.model.path.as_deref().map(readable).transpose().map_err(wrong)?;
     if !args.explain {
-        return print(format!("{}: sound\n", args.file.display()).as_bytes());
+        let notes: String = hidden_files(&config).iter().map(|note| format!("note: {note}\n")).collect();
+        return print(for_terminal(&format!("{}: sound\n{notes}", args.file.display())).as_bytes());
     }
     let text = config::read_text(&args.file)
         .map_err(|why| Failure::usage(format!("{}: {why}", args.file.display())))?;
     print(for_terminal(&explain(&config, &text)).as_bytes())
+}
+
+/// Whether the model's file is there and this user may read it. What is in it is a question for `inspect`.
+fn readable(path: &Path) -> Result<(), String> {
+    let wrong = |why: String| format!("model.path: {}: {why}", path.display());
+    let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
+    match file.metadata() {
+        Ok(metadata) if metadata.is_dir() => Err(wrong("a folder; name a GGUF file".into())),
+        Ok(_) => Ok(()),
+        Err(error) => Err(wrong(error.to_string())),
+    }
+}
+
+/// The keys whose files are there and that the service would not see.
+fn hidden_files(config: &Config) -> Vec<String> {
+    let named = [
+        ("model.path", &config.model.path),
+        ("home.file", &config.home.file),
+        ("guard.filter_file", &config.guard.filter_file),
+    ];
+    let hidden = named.into_iter().filter_map(|(key, path)| {
+        let why = unit_sandbox::hidden(path.as_deref()?)?;
+        Some(format!("{key}: {why}"))
+    });
+    hidden.collect()
 }
 
 /// One line for each key of the reference file.

@@ -18,12 +18,13 @@ mod schema_file;
 mod serve;
 mod tools;
 mod top;
+mod unit_sandbox;
 
 use crate::daemon;
 use crate::engine::error::LoadError;
 use crate::external_text::utf8;
 use crate::protocol::text::for_terminal;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read, Write};
@@ -69,7 +70,7 @@ impl From<daemon::DaemonError> for Failure {
 
 /// A ternary language model as a service: answers over MQTT and a Unix socket
 #[derive(Debug, Parser)]
-#[command(name = "bitnetd", version)]
+#[command(name = "bitnetd", version, max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -94,6 +95,11 @@ enum Command {
     Report(report::ReportArgs),
     Health(health::HealthArgs),
     CheckConfig(check_config::CheckConfig),
+}
+
+/// The commands and their flags, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Runs the command that `arguments` name, the program's own name first.
@@ -131,8 +137,15 @@ fn usage(error: &clap::Error) -> Result<(), Failure> {
     let text = error.to_string();
     if text.starts_with("error:") {
         // The library writes the error, hints and usage as separate paragraphs.
-        let mistake = text.trim_start_matches("error:").split("\n\n").next().unwrap_or_default();
-        let mistake = mistake.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut parts = text.trim_start_matches("error:").split("\n\n").map(|part| {
+            let words: Vec<&str> = part.split_whitespace().collect();
+            words.join(" ")
+        });
+        let mut mistake = parts.next().unwrap_or_default();
+        // What it suggests instead, where something is similar.
+        if let Some(tip) = parts.next().as_deref().and_then(|part| part.strip_prefix("tip: ")) {
+            mistake += &format!("; {tip}");
+        }
         return Err(Failure::usage(format!("{mistake}; see bitnetd --help")));
     }
     Err(Failure::usage("no command given; see bitnetd --help"))

@@ -1,7 +1,7 @@
 //! `bitnetd serve`: runs the daemon. Deliberately knows only the configuration and the runtime; all else is in
 //! `daemon`.
 
-use super::{Failure, host};
+use super::{Failure, host, unit_sandbox};
 use crate::config::{Config, DEFAULT_FILE, Host};
 use crate::daemon;
 use crate::telemetry;
@@ -31,8 +31,20 @@ pub(super) fn run(args: Serve) -> Result<(), Failure> {
     telemetry::log::init(config.log.level, telemetry::log::under_journald());
     make_default_dir(&config.socket.path);
     let reread = Box::new(move || settings(&args, file.as_deref(), &host).map_err(|failure| failure.message));
+    let model = config.model.path.clone();
     let (ready, _) = oneshot::channel();
-    Ok(block_on(daemon::run(config, reread, CancellationToken::new(), ready))??)
+    let ended = block_on(daemon::run(config, reread, CancellationToken::new(), ready))?;
+    Ok(ended.map_err(Failure::from).map_err(|failure| with_sandbox(failure, model.as_deref()))?)
+}
+
+/// Under systemd a model may be out of sight although it is there.
+fn with_sandbox(failure: Failure, model: Option<&Path>) -> Failure {
+    let is_service = std::env::var_os("INVOCATION_ID").is_some();
+    let hidden = model.filter(|_| failure.code == 3 && is_service).and_then(unit_sandbox::hidden);
+    match hidden {
+        Some(why) => Failure { message: format!("{}; {why}", failure.message), ..failure },
+        None => failure,
+    }
 }
 
 /// The configuration, overridden by the command line.

@@ -17,6 +17,7 @@ mod key_values;
 mod listen;
 mod log;
 mod profile;
+mod suggestion;
 mod telemetry;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,8 @@ async fn help_lists_only_commands_that_there_are() {
         let ended = run(&[name, "--help"]).await;
         assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{name}: {ended:?}");
         assert!(ended.out.contains(&format!("Usage: bitnetd {name}")), "{ended:?}");
+        let longest = ended.out.lines().max_by_key(|line| line.chars().count()).unwrap_or_default();
+        assert!(longest.chars().count() <= 100, "{name}: {longest}");
     }
 }
 
@@ -37,6 +39,10 @@ async fn wrong_usage_is_one_line_and_exit_code_2() {
         let ended = run(args).await;
         assert_eq!((ended.code, ended.out.as_str()), (Some(2), ""), "{ended:?}");
         assert!(ended.error_line().contains("--help"), "{ended:?}");
+    }
+    for (args, meant) in [(&["srve"][..], "'serve'"), (&["ask", "--scoket", "a", "b"], "'--socket'")] {
+        let ended = run(args).await;
+        assert!(ended.error_line().contains(meant), "{ended:?}");
     }
 }
 

@@ -33,6 +33,26 @@ async fn a_mistake_is_one_line_with_file_line_and_key() {
 }
 
 #[tokio::test]
+async fn the_check_suggests_keys_and_looks_at_the_files_that_are_named() {
+    let folder = Folder::new();
+    let config = |lines: &str| folder.write("bitnetd.toml", lines);
+    let ended = run(&["check-config", text(&config("[model]\npaht = \"/m\"\n"))]).await;
+    assert!(ended.error_line().ends_with("did you mean `path`?"), "{ended:?}");
+    let model = folder.path("model.gguf");
+    let file = config(&format!("[model]\npath = \"{}\"\n", text(&model)));
+    let ended = run(&["check-config", text(&file)]).await;
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.error_line().contains(&format!("model.path: {}: ", text(&model))), "{ended:?}");
+    // The folders of the tests are below a folder that the unit replaces by another.
+    folder.write("model.gguf", "GGUF");
+    let ended = run(&["check-config", text(&file)]).await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+    let is_hidden = ["/tmp", "/var/tmp", "/home", "/root"].iter().any(|folder| model.starts_with(folder));
+    assert_eq!(ended.out.contains("\nnote: model.path: "), is_hidden, "{ended:?}");
+    assert_eq!(run(&["check-config", text(&folder.path("none.toml"))]).await.code, Some(2));
+}
+
+#[tokio::test]
 async fn a_configuration_that_is_not_there_is_exit_code_2() {
     let folder = Folder::new();
     let file = folder.path("none.toml");

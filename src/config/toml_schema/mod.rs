@@ -9,6 +9,7 @@ mod mqtt;
 use crate::config::alerts::{AlertValue, switch, threshold};
 use crate::config::key_error::{KeyError, KeyResult, within};
 use crate::config::key_values::{folder, one_of, shown, topic_level};
+use crate::config::suggestion::with_suggestion;
 use crate::config::text_position::{key_on, line_at, line_of};
 use crate::config::{
     Alerts, Budget, Cache, CacheScope, Config, ConfigError, Device, Governor, Guard, Head, History, Host,
@@ -230,7 +231,7 @@ impl File {
         toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| line_at(text, span.start));
             // The library's message may have several lines; ours has one.
-            let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+            let message = with_suggestion(&error.message().split_whitespace().collect::<Vec<_>>().join(" "));
             // The library names an unknown key, but not a key whose value is invalid.
             let message = match key_on(text, line).filter(|(_, key)| !message.contains(key)) {
                 Some((section, key)) => format!("{section}.{key}: {message}"),
