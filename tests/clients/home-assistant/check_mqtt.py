@@ -10,6 +10,8 @@ import home_assistant as ha
 import recorder
 
 PREFIX = "bitnetd_cellar_"
+# The entities of the device: sensors, binary sensors, the limit on threads and the button.
+ENTITIES = 18
 DESCRIPTION = "homeassistant/device/bitnetd_cellar/config"
 ALARM = "/sys/class/hwmon/hwmon2/in0_lcrit_alarm"
 # What Home Assistant itself writes about its own doings.
@@ -30,7 +32,7 @@ async def entities(home, running):
     await home.becomes("the entities come", f"number.{PREFIX}thread_limit", "2")
     await asyncio.sleep(max(0, 6 - (time.time() - began)))
     devices, of_device = await home.of_integration("mqtt")
-    ha.check("one device with 18 entities", len(devices) == 1 and len(of_device) == 18, len(of_device))
+    ha.check(f"one device with {ENTITIES} entities", len(devices) == 1 and len(of_device) == ENTITIES, len(of_device))
     energy = {"stat_consumption": f"sensor.{PREFIX}energy", "stat_rate": f"sensor.{PREFIX}power"}
     await home.ask("energy/save_prefs", device_consumption=[energy])
     found = await home.ask("energy/validate")
@@ -119,7 +121,7 @@ async def restart(home, running):
         await asyncio.sleep(0.2)
     ha.check("its birth brings the description", described() > before, round(time.time() - began, 1))
     devices, of_device = await home.of_integration("mqtt")
-    ha.check("and no second device", len(devices) == 1 and len(of_device) == 15, len(of_device))
+    ha.check("and no second device", len(devices) == 1 and len(of_device) == ENTITIES, len(of_device))
 
 
 async def is_deleted(home, when):
