@@ -338,6 +338,10 @@ pub struct CacheCounts {
     pub hits: u64,
     /// Requests that looked and found nothing.
     pub misses: u64,
+    /// Answers that are stored now.
+    pub entries: u64,
+    /// Bytes of memory that these take with their requests.
+    pub bytes: u64,
 }
 
 /// Answers that had to fit a `response_format`, since start.

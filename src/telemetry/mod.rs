@@ -4,6 +4,7 @@
 //! decides nothing, starts no task and never sees the text of a prompt.
 
 pub mod alerts;
+mod answer_cache;
 mod decoding;
 pub mod energy;
 mod health;
@@ -24,6 +25,7 @@ mod tests;
 pub mod textfile;
 mod waiting;
 
+pub use answer_cache::AnswerCacheSize;
 pub use decoding::DecodingCounters;
 pub use health::{DaemonPhase, Fault, HealthFacts};
 pub use http_calls::{HttpApi, HttpCounters};
@@ -45,7 +47,7 @@ use history::History;
 use request_stats::RequestStats;
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Everything counted since the daemon started. It is shared by `Arc`; no lock is held for longer than an addition
@@ -67,6 +69,8 @@ pub struct Telemetry {
     running: Counter,
     cache_hits: Counter,
     cache_misses: Counter,
+    /// How full the cache of answers is.
+    pub answer_cache: Arc<AnswerCacheSize>,
     /// Counters of answers that had to fit a `response_format`.
     pub structured_output: StructuredOutputCounters,
     /// Counters of requests that are answered together.
@@ -153,6 +157,7 @@ impl Telemetry {
             running: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
+            answer_cache: Arc::default(),
             structured_output: StructuredOutputCounters::default(),
             decoding: DecodingCounters::default(),
             waiting: WaitingCounters::default(),
@@ -399,7 +404,7 @@ impl Telemetry {
             throughput: answers.throughput(),
             requests: self.requests(),
             energy: self.energy(&answers),
-            cache: CacheCounts { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
+            cache: self.cache(),
             structured_output: self.structured_output.counts(),
             decoding: self.decoding.counts(),
             governor: seen.governor,
@@ -414,6 +419,11 @@ impl Telemetry {
 
     fn thread_limit(&self) -> Option<usize> {
         usize::try_from(self.thread_limit.get()).ok().filter(|threads| *threads > 0)
+    }
+
+    fn cache(&self) -> CacheCounts {
+        let (entries, bytes) = self.answer_cache.get();
+        CacheCounts { hits: self.cache_hits.get(), misses: self.cache_misses.get(), entries, bytes }
     }
 
     fn requests(&self) -> Requests {

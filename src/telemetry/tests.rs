@@ -45,7 +45,7 @@ fn each_event_is_counted_where_it_belongs() {
         queued: 3,
         running: 1,
     };
-    assert_eq!((requests, cache), (expected, CacheCounts { hits: 1, misses: 1 }));
+    assert_eq!((requests, cache), (expected, CacheCounts { hits: 1, misses: 1, entries: 0, bytes: 0 }));
 }
 
 #[test]

@@ -181,7 +181,9 @@ impl Worker {
         };
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
         let prefix_scope = client.as_ref().map_or(0, |client| prefix_scope(client));
-        let key = cache_key(request, client, &prompt.tokens, intent.as_ref().map(HomeIntent::home_version));
+        let home_version = intent.as_ref().map(HomeIntent::home_version);
+        let key = cache_key(request, client, &prompt.tokens, home_version)
+            .filter(|_| self.queue.answers.is_enabled());
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
                 // The filter may be newer than the answer.
