@@ -182,6 +182,44 @@ async fn the_cache_of_answers_shrinks_and_is_switched_off_by_a_reload() {
     daemon.stop().await;
 }
 
+#[tokio::test]
+async fn success_counts_whole_answers_and_failures_of_the_daemon_and_not_what_clients_caused() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, &endless()).await;
+    let mut client = daemon.client().await;
+    let short = json!({"prompt": "go", "max_tokens": 2});
+    for cached in [false, true] {
+        let done = client.ask(short.clone()).await;
+        assert_eq!((&done["finish_reason"], &done["cached"]), (&json!("length"), &json!(cached)));
+    }
+    // It has no end of its own.
+    let late = client.ask(json!({"prompt": "go on", "timeout_ms": 50})).await;
+    assert!(late["finish_reason"] == "timeout" || late["code"] == "timeout", "{late}");
+    client.send("no request\n").await;
+    assert_eq!(client.event().await["code"], "invalid_request");
+    let unbalanced = json!({"prompt": "go", "response_format": {"type": "regex", "regex": "("}});
+    assert_eq!(client.ask(unbalanced).await["code"], "invalid_request");
+    client.keep_busy().await;
+    client.cancel_busy().await;
+    assert_eq!(client.end().await["finish_reason"], "cancelled");
+    let report = telemetry(&mut client).await;
+    for requests in [&report["requests"], &report["requests"]["last_hour"]] {
+        assert_eq!((&requests["succeeded"], &requests["failed"]), (&json!(2), &json!(1)), "{requests}");
+        assert_eq!(requests["success_ratio"], 0.6667, "{requests}");
+        assert!(
+            requests["per_minute"].is_null() || requests["per_minute"].as_f64() > Some(0.0),
+            "{requests}"
+        );
+        assert!(requests["mean_s"].as_f64() > Some(0.0), "{requests}");
+    }
+    let cache = &report["cache"];
+    assert_eq!((&cache["hits"], &cache["last_hour"]["hits"]), (&json!(1), &json!(1)), "{cache}");
+    let ratio = 1.0 / cache["lookups"].as_f64().expect("a number");
+    let shown = cache["last_hour"]["hit_ratio"].as_f64().expect("a number");
+    assert!((shown - ratio).abs() < 1e-4, "{cache}");
+    daemon.stop().await;
+}
+
 async fn telemetry(client: &mut Client) -> Value {
     client.ask(json!({"telemetry": true})).await
 }

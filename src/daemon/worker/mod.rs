@@ -347,7 +347,7 @@ impl Worker {
     /// Sends an answer from the cache.
     fn send_cached(&self, stored: CachedAnswer, prompt: usize, inbound: Inbound) {
         let Inbound { request, id, client, received, reply, .. } = inbound;
-        self.telemetry.cache_hit();
+        self.telemetry.cache_hit(received.elapsed());
         info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "answered from the cache");
         if request.stream && !stored.text.is_empty() {
             // A full reply channel does no harm here: the last event has the whole text.
