@@ -14,6 +14,8 @@ const HOT_C: f64 = 80.0;
 /// Drivers that choose the frequency themselves, also under a governor that is called `powersave`. Source: the kernel's
 /// Documentation/admin-guide/pm/intel_pstate.rst and amd-pstate.rst.
 const OWN_GOVERNORS: [&str; 3] = ["intel_pstate", "amd-pstate", "amd_pstate"];
+/// Below this share of the speed that the memory allows it is not the memory that limits decoding.
+pub(super) const MEMORY_BOUND_SHARE: f64 = 0.5;
 /// The part of the weights that a token may read from the disk again before memory counts as short.
 const MAX_READ_AGAIN: f64 = 0.01;
 
@@ -192,11 +194,11 @@ fn reading_again(facts: &AdviceFacts<'_>) -> Option<Advice> {
     advise("memory", Some(facts.expected / facts.measured), text)
 }
 
-/// What a token reads once the context is full.
+/// What a token reads once the context is full, where reading is what takes the time.
 fn full_context(facts: &AdviceFacts<'_>) -> Option<Advice> {
     let ContextFacts { planned, bytes_per_position, is_int8, .. } = facts.context;
     let (weights, cache) = (facts.weight_bytes as f64, (planned * bytes_per_position) as f64);
-    if is_int8 {
+    if is_int8 || facts.measured < facts.expected * MEMORY_BOUND_SHARE {
         return None;
     }
     let text = format!(

@@ -1,7 +1,7 @@
 //! Judges a model on this device: which board has the memory for it, how fast it should be by the memory bandwidth, how
 //! fast it is, and what would help. Deliberately knows no form of output but its own lines.
 
-use super::advice::{Advice, AdviceFacts, ContextFacts, HeadSizes, advice};
+use super::advice::{Advice, AdviceFacts, ContextFacts, HeadSizes, MEMORY_BOUND_SHARE, advice};
 use crate::cli::board_fit::BoardFit;
 use crate::cli::tools::bench::{DecodeSpeed, decode_speed};
 use crate::cli::{Failure, host};
@@ -31,9 +31,6 @@ const BOARDS: [(&str, usize); 8] = [
     ("Raspberry Pi 5, 8 GB", 8192),
     ("Raspberry Pi 5, 16 GB", 16384),
 ];
-
-/// Below this share of the expected speed memory is not what limits decoding.
-const MIN_SHARE: f64 = 0.5;
 
 /// What is said of a model.
 #[derive(Serialize)]
@@ -162,7 +159,7 @@ impl MeasuredSpeed {
     }
 
     fn lines(&self) -> [(&'static str, String); 2] {
-        let remark = match self.share < MIN_SHARE {
+        let remark = match self.share < MEMORY_BOUND_SHARE {
             true => "; arithmetic and what surrounds it take longer than the memory",
             false => "",
         };
@@ -173,10 +170,11 @@ impl MeasuredSpeed {
             self.bytes_per_token as f64 / 1e6
         );
         let measured = format!(
-            "{:.1} tokens/s, {:.0} % of that, with {} threads, kernel {}, head {}; prompts {:.0} tokens/s{remark}",
+            "{:.1} tokens/s, {:.0} % of that, with {} thread{}, kernel {}, head {}; prompts {:.0} tokens/s{remark}",
             self.tokens_per_second,
             100.0 * self.share,
             self.threads,
+            if self.threads == 1 { "" } else { "s" },
             self.kernel,
             self.head,
             self.prompt_tokens_per_second

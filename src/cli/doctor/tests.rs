@@ -110,6 +110,17 @@ fn threads_that_were_not_used_and_gains_too_small_to_notice_are_no_advice() {
 }
 
 #[test]
+fn a_smaller_cache_is_no_advice_where_arithmetic_takes_the_time() {
+    let said = |measured| {
+        changed(|facts| {
+            facts.context = ContextFacts { planned: 8192, wanted: 8192, ..facts.context };
+            facts.measured = measured;
+        })
+    };
+    assert_eq!((topics(&said(4.1)), topics(&said(3.9))), (vec!["context"], vec![]));
+}
+
+#[test]
 fn weights_that_are_read_from_the_disk_again_show_short_memory() {
     let all = changed(|facts| {
         facts.measured = 2.0;
