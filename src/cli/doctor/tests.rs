@@ -66,7 +66,7 @@ fn a_device_in_order_gets_no_advice() {
 #[test]
 fn recorded_boards_get_advice_for_what_they_have() {
     let zero = of_board("zero2");
-    assert_eq!(topics(&zero), ["governor", "swap", "supply"]);
+    assert_eq!(topics(&zero), ["governor", "swap", "supply", "memory_limit"]);
     assert!(zero[0].text.contains("powersave, 600 of 1000 MHz now"), "{zero:?}");
     assert_eq!(zero[0].estimated_gain, Some(1.67));
     assert!(zero[0].text.ends_with("up to 1.67 times as fast (ESTIMATED)"), "{zero:?}");
