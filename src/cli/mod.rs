@@ -3,6 +3,7 @@
 //! Deliberately never exits the process: a command returns, and `main` sets the exit code.
 
 mod ask;
+mod board_fit;
 mod check_config;
 mod daemon_socket;
 #[cfg(feature = "demo")]

@@ -157,6 +157,7 @@ const KEYS: &[Key] = &[
     live!("defaults.max_tokens", defaults.max_tokens),
     live!("defaults.speculate", defaults.speculate),
     live!("cache.scope", cache.scope),
+    live!("cache.answers_kb", cache.answers_bytes),
     live!("governor.target_c", governor.target_c),
     live!("governor.limit_watts", governor.limit_watts),
     live!("governor.quiet_hours", governor.quiet_hours),
@@ -219,7 +220,7 @@ mod tests {
         queue = { depth = 1, client_percent = 20, timeout_ms = 2, drain_ms = 3, inbox_mb = 1 }
         home = { enabled = true, constrain = false, file = "/h.toml" }
         defaults = { system = "be brief", temperature = 0.7, top_p = 0.9, top_k = 40, min_p = 0.05, repetition_penalty = 1.1, max_tokens = 9, speculate = false }
-        cache = { scope = "all", disk_mb = 5 }
+        cache = { scope = "all", disk_mb = 5, answers_kb = 64 }
         governor = { target_c = 70, limit_watts = 5, quiet_hours = "22:00-07:00", on_battery = true, reduced_percent = 30 }
         guard = { requests_per_minute = 60, max_prompt_bytes = 4096, max_prompt_tokens = 9, max_output_tokens = 8, control_characters = "refuse", filter_file = "/f", clear_ids = true }
         telemetry = { interval_s = 4, idle_watts = 2, full_watts = 6.5, textfile = "/t.prom" }
@@ -302,6 +303,7 @@ mod tests {
             "defaults.max_tokens",
             "defaults.speculate",
             "cache.scope",
+            "cache.answers_kb",
             "governor.target_c",
             "governor.limit_watts",
             "governor.quiet_hours",

@@ -303,6 +303,8 @@ pub struct Cache {
     /// Bytes that the beginnings of prompts may take on disk, in the folder for what is derived from the model; 0 stores
     /// none.
     pub disk_bytes: u64,
+    /// Bytes that stored answers may take in memory; 0 stores none.
+    pub answers_bytes: usize,
     /// Which clients share answers.
     pub scope: CacheScope,
 }

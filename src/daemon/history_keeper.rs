@@ -115,7 +115,7 @@ mod tests {
         let config = config(folder.path(), "");
         let (telemetry, keeper) = started(&config);
         telemetry.record_history(Instant::now(), SystemTime::now());
-        telemetry.cache_hit();
+        telemetry.cache_hit(Duration::ZERO);
         telemetry.record_history(Instant::now(), SystemTime::now());
         let before = telemetry.history().expect("begun");
         keeper.expect("a folder").finish().await;

@@ -71,6 +71,8 @@ pub struct ClientMemory {
     pub home: usize,
     /// The history and a report of it; 0 without one.
     pub history: usize,
+    /// The cache of answers.
+    pub answers: usize,
 }
 
 /// The interfaces that are served over TCP.
@@ -111,6 +113,7 @@ impl ClientMemory {
         ClientMemory {
             home: if config.home.is_enabled { home::HOME_BYTES } else { 0 },
             history: if config.history.is_enabled { history::HISTORY_BYTES } else { 0 },
+            answers: config.cache.answers_bytes,
             http: http::BODY_FACTOR * config.http.body_bytes,
             http_least: http::BODY_FACTOR * config.http.least_body_bytes,
             ..clients
@@ -134,11 +137,13 @@ impl ClientMemory {
             http_least: 0,
             home: 0,
             history: 0,
+            answers: 0,
         }
     }
 
     fn total(&self) -> usize {
-        self.connections + self.http + self.queue + self.link + self.home + self.history
+        let Self { connections, http, http_least: _, queue, link, home, history, answers } = self;
+        connections + http + queue + link + home + history + answers
     }
 }
 
@@ -262,6 +267,15 @@ impl MemoryPlan {
         })
     }
 
+    /// The most bytes that a reload may give the cache of answers: its own, and what the budget has left.
+    pub(super) fn most_answers(&self) -> usize {
+        let total = match self.unplanned_grammar() {
+            None => self.total_with_structured_output(),
+            Some(_) => self.total(),
+        };
+        self.clients.answers + self.budget.bytes.saturating_sub(total)
+    }
+
     /// All of the plan without the reserve.
     pub(super) fn used(&self) -> usize {
         (DAEMON_BYTES + self.clients.total())
@@ -299,7 +313,8 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             "memory plan: weights {} + repacked {} + KV cache {} ({together}{} tokens) + scratch {} + tokenizer {} + \
-             connections {} + HTTP {} + queue {} + broker link {} + home {} + history {} + daemon {} + reserve {} = {} of {} MiB",
+             connections {} + HTTP {} + queue {} + broker link {} + home {} + history {} + \
+             answers {} + daemon {} + reserve {} = {} of {} MiB",
             Mebibytes(mapped),
             Mebibytes(copied),
             Mebibytes(self.footprint.cache_bytes(self.context).saturating_mul(self.parallel)),
@@ -312,6 +327,7 @@ impl fmt::Display for MemoryPlan {
             Mebibytes(self.clients.link),
             Mebibytes(self.clients.home),
             Mebibytes(self.clients.history),
+            Mebibytes(self.clients.answers),
             Mebibytes(DAEMON_BYTES),
             Mebibytes(self.reserve()),
             Mebibytes(self.total()),
@@ -373,6 +389,7 @@ mod tests {
         http_least: 0,
         home: 0,
         history: 0,
+        answers: 0,
     };
 
     fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, Box<TooLarge>> {

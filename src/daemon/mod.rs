@@ -107,9 +107,8 @@ impl fmt::Display for DaemonError {
 
 impl std::error::Error for DaemonError {}
 
-/// Maps the configured model and plans its memory; nothing is loaded yet. `serves`: which clients there
-/// will be besides those of the socket.
-pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, MemoryPlan), DaemonError> {
+/// Maps the configured model; nothing is loaded yet.
+pub fn open_model(config: &Config) -> Result<ModelFile, DaemonError> {
     let source = config.model.path.clone().map_or(Source::BuiltIn, Source::File);
     let layout = config.model.i2s_layout.map(|layout| match layout {
         I2sLayout::Blocks128 => Layout::Blocks128,
@@ -135,7 +134,13 @@ pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, Memory
             .with_template(template?.unwrap_or_default())
             .with_clock(LocalClock::new(jiff::ZonedDateTime::now)))
     });
-    let file = file.map_err(DaemonError::Model)?;
+    file.map_err(DaemonError::Model)
+}
+
+/// Maps the configured model and plans its memory; nothing is loaded yet. `serves`: which clients there
+/// will be besides those of the socket.
+pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, MemoryPlan), DaemonError> {
+    let file = open_model(config)?;
     let footprint = file.footprint();
     let (clients, allowed) = (ClientMemory::of(config, serves), MemoryBudget::of_config(config));
     let most_context = config.profile.map_or(usize::MAX, Profile::most_context);

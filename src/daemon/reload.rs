@@ -62,6 +62,9 @@ impl LiveSettings {
         let changes = self.running.diff(wanted);
         self.running.adopt(wanted);
         self.queue.adopt(wanted);
+        if let Some(shortage) = self.queue.answers.shortage(wanted.cache.answers_bytes) {
+            warn!("{shortage}");
+        }
         self.queue.guard.reload_filter(&wanted.guard);
         publish(&self.interval, &wanted.telemetry.interval);
         publish(&self.textfile, &wanted.telemetry.textfile);

@@ -25,9 +25,9 @@ pub use health::{
 };
 pub use metadata::{MAX_METADATA, Metadata};
 pub use report::{
-    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GovernorReason, GovernorState, HttpCalls,
-    Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles, Pressure, Reading, Report, Requests,
-    ShortlistCounts, StructuredOutput, Thermal, Throttled, Throttling, Throughput,
+    CacheCounts, CacheRates, ClientWaiting, Cpu, Decoding, Energy, Flag, GovernorReason, GovernorState,
+    HttpCalls, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles, Pressure, Reading, Report,
+    RequestRates, Requests, ShortlistCounts, StructuredOutput, Thermal, Throttled, Throttling, Throughput,
 };
 
 pub use request_id::RequestId;

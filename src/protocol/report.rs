@@ -304,6 +304,28 @@ pub struct Requests {
     pub queued: u64,
     /// Being answered now, those included that gave up their slot and will go on.
     pub running: u64,
+    /// How many succeeded, how often they came and how long they took, since start.
+    #[serde(flatten)]
+    pub rates: RequestRates,
+    /// The same of the last 60 minutes, and of one more at most.
+    pub last_hour: RequestRates,
+}
+
+/// How many requests succeeded, how often they came, and how long they took.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct RequestRates {
+    /// Ended with a whole answer: `done` with `stop` or `length`.
+    pub succeeded: u64,
+    /// Ended without one for a reason that lies with the daemon: it was out of time, had no place or no memory for it, or had
+    /// a fault.
+    pub failed: u64,
+    /// The first by both together: what clients caused counts for neither.
+    pub success_ratio: Option<f64>,
+    /// Requests that ended in a minute, however they did.
+    pub per_minute: Option<f64>,
+    /// The mean time from arrival to the last event of those that succeeded, in seconds; those answered from the cache count
+    /// too.
+    pub mean_s: Option<f64>,
 }
 
 /// Energy since start.
@@ -331,13 +353,31 @@ pub struct Energy {
     pub scope: String,
 }
 
-/// Answers from the cache.
+/// The cache of answers.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct CacheCounts {
-    /// Requests answered from it.
-    pub hits: u64,
+    /// How often an answer was found there since start.
+    #[serde(flatten)]
+    pub rates: CacheRates,
     /// Requests that looked and found nothing.
     pub misses: u64,
+    /// Answers that are stored now.
+    pub entries: u64,
+    /// Bytes of memory that these take with their requests.
+    pub bytes: u64,
+    /// How often an answer was found in the last 60 minutes, and in one more at most.
+    pub last_hour: CacheRates,
+}
+
+/// How often an answer was found in the cache.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct CacheRates {
+    /// Requests that looked.
+    pub lookups: u64,
+    /// Requests answered from it.
+    pub hits: u64,
+    /// The second by the first.
+    pub hit_ratio: Option<f64>,
 }
 
 /// Answers that had to fit a `response_format`, since start.

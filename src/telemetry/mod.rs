@@ -4,6 +4,7 @@
 //! decides nothing, starts no task and never sees the text of a prompt.
 
 pub mod alerts;
+mod answer_cache;
 mod decoding;
 pub mod energy;
 mod health;
@@ -14,6 +15,7 @@ mod journal;
 mod latency;
 pub mod log;
 pub mod prometheus;
+mod request_rates;
 mod request_stats;
 mod rfc3339;
 mod security;
@@ -24,6 +26,7 @@ mod tests;
 pub mod textfile;
 mod waiting;
 
+pub use answer_cache::AnswerCacheSize;
 pub use decoding::DecodingCounters;
 pub use health::{DaemonPhase, Fault, HealthFacts};
 pub use http_calls::{HttpApi, HttpCounters};
@@ -42,10 +45,11 @@ use crate::protocol::{
 use alerts::{Alert, AlertList, Alerts, Conditions, PlannedMemory, State};
 use energy::{EnergyMark, Meter};
 use history::History;
+use request_rates::{RequestOutcome, RequestOutcomes};
 use request_stats::RequestStats;
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Everything counted since the daemon started. It is shared by `Arc`; no lock is held for longer than an addition
@@ -67,6 +71,8 @@ pub struct Telemetry {
     running: Counter,
     cache_hits: Counter,
     cache_misses: Counter,
+    /// How full the cache of answers is.
+    pub answer_cache: Arc<AnswerCacheSize>,
     /// Counters of answers that had to fit a `response_format`.
     pub structured_output: StructuredOutputCounters,
     /// Counters of requests that are answered together.
@@ -83,6 +89,7 @@ pub struct Telemetry {
     thread_limit: Counter,
     about: OnceLock<About>,
     request_stats: Mutex<RequestStats>,
+    outcomes: Mutex<RequestOutcomes>,
     meter: Mutex<Meter>,
     last_observed: Mutex<LastObserved>,
     alerts: Mutex<Alerts>,
@@ -139,8 +146,9 @@ impl Drop for ComputeSpan<'_> {
 impl Telemetry {
     /// Telemetry of a daemon that just started; `budget_bytes` is its memory budget.
     pub fn new(budget_bytes: u64) -> Self {
+        let started = Instant::now();
         Telemetry {
-            started: Instant::now(),
+            started,
             budget_bytes,
             received: Counter::default(),
             completed: Counter::default(),
@@ -153,6 +161,7 @@ impl Telemetry {
             running: Counter::default(),
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
+            answer_cache: Arc::default(),
             structured_output: StructuredOutputCounters::default(),
             decoding: DecodingCounters::default(),
             waiting: WaitingCounters::default(),
@@ -162,6 +171,7 @@ impl Telemetry {
             thread_limit: Counter::default(),
             about: OnceLock::new(),
             request_stats: Mutex::default(),
+            outcomes: Mutex::new(RequestOutcomes::new(started)),
             meter: Mutex::default(),
             last_observed: Mutex::default(),
             alerts: Mutex::new(Alerts::new(config::Alerts::off())),
@@ -180,6 +190,7 @@ impl Telemetry {
     pub fn refused(&self) {
         self.refused.add();
         self.blameless.add();
+        self.ended(RequestOutcome::Other);
     }
 
     /// An admitted request got an `error` event, `took` after it arrived.
@@ -192,8 +203,14 @@ impl Telemetry {
             _ => {}
         }
         match is_own_failure(code) {
-            true => self.failed.add(),
-            false => self.blameless.add(),
+            true => {
+                self.failed.add();
+                self.ended(RequestOutcome::Failed);
+            }
+            false => {
+                self.blameless.add();
+                self.ended(RequestOutcome::Other);
+            }
         }
         locked(&self.request_stats).fail(code, took);
     }
@@ -201,14 +218,20 @@ impl Telemetry {
     /// An answer was computed, to its end or until it was cut short.
     pub fn completed(&self, done: &Done) {
         self.completed.add();
-        match done.finish_reason {
-            FinishReason::Cancelled => self.cancelled.add(),
+        self.ended(match done.finish_reason {
+            FinishReason::Cancelled => {
+                self.cancelled.add();
+                RequestOutcome::Other
+            }
             FinishReason::Timeout => {
                 self.timed_out.add();
                 self.failed.add();
+                RequestOutcome::Failed
             }
-            FinishReason::Stop | FinishReason::Length => {}
-        }
+            FinishReason::Stop | FinishReason::Length => {
+                RequestOutcome::Succeeded(request_stats::duration(done.timings.total_ms))
+            }
+        });
         self.health.answered(SystemTime::now(), &done.timings);
         locked(&self.request_stats).add(Instant::now(), done);
     }
@@ -218,15 +241,22 @@ impl Telemetry {
         locked(&self.request_stats).set_screen_counts(counts);
     }
 
-    /// A request was answered from the cache: it counts as completed, but not in the latencies.
-    pub fn cache_hit(&self) {
+    /// A request was answered from the cache, `took` after it arrived: it counts as completed, but not in the latencies.
+    pub fn cache_hit(&self, took: Duration) {
         self.cache_hits.add();
         self.completed.add();
+        locked(&self.outcomes).looked_up(Instant::now(), true);
+        self.ended(RequestOutcome::Succeeded(took));
     }
 
     /// A request was not in the cache.
     pub fn cache_miss(&self) {
         self.cache_misses.add();
+        locked(&self.outcomes).looked_up(Instant::now(), false);
+    }
+
+    fn ended(&self, outcome: RequestOutcome) {
+        locked(&self.outcomes).ended(Instant::now(), outcome);
     }
 
     /// Sets what runs here, once the model is loaded; later calls have no effect.
@@ -399,7 +429,7 @@ impl Telemetry {
             throughput: answers.throughput(),
             requests: self.requests(),
             energy: self.energy(&answers),
-            cache: CacheCounts { hits: self.cache_hits.get(), misses: self.cache_misses.get() },
+            cache: self.cache(),
             structured_output: self.structured_output.counts(),
             decoding: self.decoding.counts(),
             governor: seen.governor,
@@ -416,7 +446,14 @@ impl Telemetry {
         usize::try_from(self.thread_limit.get()).ok().filter(|threads| *threads > 0)
     }
 
+    fn cache(&self) -> CacheCounts {
+        let (entries, bytes) = self.answer_cache.get();
+        let [rates, last_hour] = locked(&self.outcomes).cache_rates(Instant::now());
+        CacheCounts { misses: rates.lookups - rates.hits, rates, entries, bytes, last_hour }
+    }
+
     fn requests(&self) -> Requests {
+        let [rates, last_hour] = locked(&self.outcomes).rates(Instant::now());
         Requests {
             received: self.received.get(),
             completed: self.completed.get(),
@@ -426,6 +463,8 @@ impl Telemetry {
             timed_out: self.timed_out.get(),
             queued: self.waiting.total(),
             running: self.running.get(),
+            rates,
+            last_hour,
         }
     }
 

@@ -213,7 +213,7 @@ fn ratio(amount: f64, of: f64) -> Option<f64> {
 }
 
 /// Milliseconds as a duration; a slightly negative difference, from rounding, counts as 0.
-fn duration(ms: f64) -> Duration {
+pub(super) fn duration(ms: f64) -> Duration {
     Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default()
 }
 

@@ -1,6 +1,6 @@
 use super::request_stats::tests::done;
 use super::*;
-use crate::protocol::{Method, Throttling};
+use crate::protocol::{CacheRates, Method, RequestRates, Throttling};
 
 fn watts(value: f64) -> Reading {
     let (source, scope) = ("/sys/p".into(), "as wired".into());
@@ -30,11 +30,15 @@ fn each_event_is_counted_where_it_belongs() {
     for code in [Code::BudgetExceeded, Code::Cancelled, Code::Timeout] {
         telemetry.failed(code, Duration::from_secs(1));
     }
-    telemetry.cache_hit();
+    telemetry.cache_hit(Duration::ZERO);
     telemetry.cache_miss();
     (0..3).for_each(|_| telemetry.waiting.joined("a"));
     telemetry.set_running(1);
     let Report { requests, cache, .. } = report(&telemetry);
+    // How many there are in a minute depends on the time that the test takes.
+    let per_minute = requests.rates.per_minute;
+    let rates =
+        RequestRates { succeeded: 1, failed: 2, success_ratio: Some(0.3333), per_minute, mean_s: Some(0.0) };
     let expected = Requests {
         received: 2,
         completed: 1,
@@ -44,8 +48,16 @@ fn each_event_is_counted_where_it_belongs() {
         timed_out: 1,
         queued: 3,
         running: 1,
+        last_hour: rates.clone(),
+        rates,
     };
-    assert_eq!((requests, cache), (expected, CacheCounts { hits: 1, misses: 1 }));
+    let cache_rates = CacheRates { lookups: 2, hits: 1, hit_ratio: Some(0.5) };
+    let last_hour = cache_rates.clone();
+    assert_eq!(cache, CacheCounts { rates: cache_rates, misses: 1, entries: 0, bytes: 0, last_hour });
+    assert_eq!(
+        requests,
+        Requests { last_hour: RequestRates { per_minute, ..requests.last_hour.clone() }, ..expected }
+    );
 }
 
 #[test]

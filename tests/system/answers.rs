@@ -1,8 +1,11 @@
 //! Requests over the socket, and their events.
 
-use crate::daemon::{Daemon, is_emulated};
-use crate::{Folder, cases, endless};
+use crate::daemon::{Client, Daemon, is_emulated};
+use crate::{Folder, PATIENCE, cases, endless};
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
 
 /// The keys of an object, in their order.
 fn keys(object: &Value) -> Vec<&str> {
@@ -126,8 +129,113 @@ async fn the_same_request_is_answered_from_the_cache_unless_it_opts_out() {
         let computed_before = if cached { &done["usage"]["prompt_tokens"] } else { &json!(0) };
         assert_eq!(&done["usage"]["cached_tokens"], computed_before, "{done}");
     }
-    let warm = json!({"prompt": "turn on the kitchen lights", "temperature": 0.1, "seed": 1});
-    assert_eq!(client.ask(warm).await["cached"], false, "drawn at random");
+    let warm = json!({"prompt": "turn on the kitchen lights", "temperature": 0.1});
+    for _ in 0..2 {
+        assert_eq!(client.ask(warm.clone()).await["cached"], false, "drawn at random");
+    }
+}
+
+#[tokio::test]
+async fn a_request_with_a_seed_is_answered_from_the_cache_where_all_its_settings_are_the_same() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let hot = |seed: u64, top_p: f64| json!({"prompt": "go", "temperature": 10, "top_p": top_p, "seed": seed, "max_tokens": 20});
+    let first = client.ask(hot(1, 0.9)).await;
+    let again = client.ask(hot(1, 0.9)).await;
+    assert_eq!((&first["cached"], &again["cached"]), (&json!(false), &json!(true)));
+    assert_eq!((&first["text"], &first["finish_reason"]), (&again["text"], &again["finish_reason"]));
+    for other in [hot(2, 0.9), hot(1, 0.8)] {
+        assert_eq!(client.ask(other).await["cached"], false);
+    }
+}
+
+#[tokio::test]
+async fn the_cache_of_answers_shrinks_and_is_switched_off_by_a_reload() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let mut client = daemon.client().await;
+    let ask = |number: u64| json!({"prompt": format!("turn on light {number}"), "max_tokens": 1});
+    for number in 0..20 {
+        assert_eq!(client.ask(ask(number)).await["cached"], false);
+    }
+    assert_eq!(client.ask(ask(0)).await["cached"], true);
+    let cache = telemetry(&mut client).await["cache"].clone();
+    let bytes = cache["bytes"].as_u64().expect("a number");
+    assert_eq!((&cache["entries"], &cache["hits"], &cache["misses"]), (&json!(20), &json!(1), &json!(20)));
+    assert!((1..=256 << 10).contains(&bytes), "{cache}");
+    // The 20 answers take more than this, and each takes less than an eighth of it.
+    assert!(bytes > 10 << 10 && bytes / 20 < (10 << 10) / 8, "{cache}");
+    folder.config("[cache]\nanswers_kb = 10\n");
+    daemon.process.signal(Signal::HUP);
+    let cache = cache_within(&mut client, 10 << 10).await;
+    assert_ne!(cache["entries"], 0, "{cache}");
+    assert_eq!(client.ask(ask(0)).await["cached"], true, "the last one used");
+    folder.config("[cache]\nanswers_kb = 0\n");
+    daemon.process.signal(Signal::HUP);
+    let before = cache_within(&mut client, 0).await;
+    assert_eq!(before["entries"], 0, "{before}");
+    for _ in 0..2 {
+        assert_eq!(client.ask(ask(0)).await["cached"], false);
+    }
+    assert_eq!(telemetry(&mut client).await["cache"], before, "nothing is looked up");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn success_counts_whole_answers_and_failures_of_the_daemon_and_not_what_clients_caused() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, &endless()).await;
+    let mut client = daemon.client().await;
+    let short = json!({"prompt": "go", "max_tokens": 2});
+    for cached in [false, true] {
+        let done = client.ask(short.clone()).await;
+        assert_eq!((&done["finish_reason"], &done["cached"]), (&json!("length"), &json!(cached)));
+    }
+    // It has no end of its own.
+    let late = client.ask(json!({"prompt": "go on", "timeout_ms": 50})).await;
+    assert!(late["finish_reason"] == "timeout" || late["code"] == "timeout", "{late}");
+    client.send("no request\n").await;
+    assert_eq!(client.event().await["code"], "invalid_request");
+    let unbalanced = json!({"prompt": "go", "response_format": {"type": "regex", "regex": "("}});
+    assert_eq!(client.ask(unbalanced).await["code"], "invalid_request");
+    client.keep_busy().await;
+    client.cancel_busy().await;
+    assert_eq!(client.end().await["finish_reason"], "cancelled");
+    let report = telemetry(&mut client).await;
+    for requests in [&report["requests"], &report["requests"]["last_hour"]] {
+        assert_eq!((&requests["succeeded"], &requests["failed"]), (&json!(2), &json!(1)), "{requests}");
+        assert_eq!(requests["success_ratio"], 0.6667, "{requests}");
+        assert!(
+            requests["per_minute"].is_null() || requests["per_minute"].as_f64() > Some(0.0),
+            "{requests}"
+        );
+        assert!(requests["mean_s"].as_f64() > Some(0.0), "{requests}");
+    }
+    let cache = &report["cache"];
+    assert_eq!((&cache["hits"], &cache["last_hour"]["hits"]), (&json!(1), &json!(1)), "{cache}");
+    let ratio = 1.0 / cache["lookups"].as_f64().expect("a number");
+    let shown = cache["last_hour"]["hit_ratio"].as_f64().expect("a number");
+    assert!((shown - ratio).abs() < 1e-4, "{cache}");
+    daemon.stop().await;
+}
+
+async fn telemetry(client: &mut Client) -> Value {
+    client.ask(json!({"telemetry": true})).await
+}
+
+/// The counts of the cache once it takes no more than so many bytes.
+async fn cache_within(client: &mut Client, bytes: u64) -> Value {
+    let shrunk = async {
+        loop {
+            let cache = telemetry(client).await["cache"].clone();
+            if cache["bytes"].as_u64().expect("a number") <= bytes {
+                return cache;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, shrunk).await.expect("the smaller cache in time")
 }
 
 #[tokio::test]
@@ -135,7 +243,8 @@ async fn the_same_seed_gives_the_same_answer() {
     let folder = Folder::new();
     let daemon = Daemon::start(&folder, "").await;
     let mut client = daemon.client().await;
-    let hot = |seed| json!({"prompt": "go", "temperature": 10, "seed": seed, "max_tokens": 20});
+    let hot =
+        |seed| json!({"prompt": "go", "temperature": 10, "seed": seed, "max_tokens": 20, "cache": false});
     let (one, same, other) = (client.ask(hot(1)).await, client.ask(hot(1)).await, client.ask(hot(2)).await);
     assert_eq!(
         (&one["text"], &one["cached"], &same["cached"]),

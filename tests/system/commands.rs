@@ -4,7 +4,7 @@ use crate::daemon::{is_emulated, run, run_with_input};
 use crate::support::broker::{Mosquitto, free_port};
 use crate::{Folder, cases, data, linked, text};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn help_lists_only_commands_that_there_are() {
@@ -271,6 +271,54 @@ async fn doctor_lists_what_is_found_and_a_remedy_for_the_rest() {
     assert_eq!(powers(&with).last().map(String::as_str), Some("\"estimated\" \"board\""), "{with}");
     let ended = run(&["doctor", "--config", text(&folder.config(settings))]).await;
     assert!(ended.out.contains("power: ESTIMATED, scope board, from telemetry.idle_watts"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn doctor_judges_a_model_by_boards_bandwidth_and_its_measured_speed() {
+    let folder = Folder::new();
+    let model = data("reference/b158-tiny.i2_s.gguf");
+    let config = folder.config("[model]\ncontext = 64\n");
+    for named in ["built-in", text(&model)] {
+        let ended = run(&["doctor", "--json", "--config", text(&config), "--model", named]).await;
+        assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+        let judged = ended.json()["model"].clone();
+        assert_eq!((&judged["file"], &judged["fits"]), (&json!(named), &json!(true)), "{judged}");
+        let boards = judged["boards"].as_array().expect("a list");
+        assert_eq!(boards.len(), 8, "{judged}");
+        assert!(boards.iter().all(|board| board["fits"] == true), "{judged}");
+        let speed = &judged["speed"];
+        let number = |key: &str| speed[key].as_f64().unwrap_or_else(|| panic!("{key}: {speed}"));
+        assert!(number("tokens_per_second") > 0.0 && number("bytes_per_token") > 0.0, "{speed}");
+        let expected = number("memory_bandwidth") / number("bytes_per_token");
+        assert!((number("expected_tokens_per_second") / expected - 1.0).abs() < 1e-9, "{speed}");
+        let advice = judged["advice"].as_array().expect("a list");
+        let gains: Vec<f64> =
+            advice.iter().map(|piece| piece["estimated_gain"].as_f64().unwrap_or(0.0)).collect();
+        assert!(gains.is_sorted_by(|a, b| a >= b), "{judged}");
+    }
+    let ended = run(&["doctor", "--config", text(&config), "--model", "built-in"]).await;
+    for shown in
+        ["\nmodel          built-in", "Raspberry Pi 5, 16 GB: yes", " tokens/s ESTIMATED: ", "\nmeasured  "]
+    {
+        assert!(ended.out.contains(shown), "{shown}: {ended:?}");
+    }
+    let without = run(&["doctor", "--json", "--config", text(&config)]).await;
+    assert!(without.json()["model"].is_null());
+}
+
+#[tokio::test]
+async fn doctor_fails_for_a_model_that_cannot_be_used_and_still_says_which_board_has_the_memory() {
+    let folder = Folder::new();
+    let missing = run(&["doctor", "--config", text(&folder.config("")), "--model", "/no/such.gguf"]).await;
+    assert_eq!((missing.code, missing.out.as_str()), (Some(3), ""), "{missing:?}");
+    assert!(missing.error_line().contains("/no/such.gguf"), "{missing:?}");
+    let small = folder.config("[budget]\nmemory_mb = 9\n");
+    let ended = run(&["doctor", "--json", "--config", text(&small), "--model", "built-in"]).await;
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.error_line().contains("the model does not fit"), "{ended:?}");
+    let judged = ended.json()["model"].clone();
+    assert_eq!((&judged["fits"], &judged["speed"]), (&json!(false), &Value::Null), "{judged}");
+    assert_eq!(judged["boards"][0]["fits"], true, "{judged}");
 }
 
 fn text_of(value: &Value) -> &str {

@@ -97,7 +97,7 @@ async fn the_process_stays_below_its_memory_plan() {
     let whole = json!({"prompt": "go", "temperature": 10, "seed": 0});
     assert_eq!(client.ask(whole).await["finish_reason"], "length");
     // The same in all slots at once.
-    let wholes: Vec<_> = (0..16)
+    let wholes: Vec<_> = (1..17)
         .map(|id| json!({"id": id, "prompt": "go", "temperature": 10, "seed": id, "stream": false}))
         .collect();
     client.request(&wholes).await;

@@ -63,7 +63,7 @@ const PATIENCE: Duration = Duration::from_secs(if cfg!(target_arch = "aarch64") 
 
 /// A request that computes for a while: its temperature makes nearly every token as likely as the end token. The
 /// tokens differ between processors, since rounding decides some samples.
-const LONG: &str = r#"{"prompt":"go","temperature":10,"seed":0,"max_tokens":200}"#;
+const LONG: &str = r#"{"prompt":"go","temperature":10,"seed":0,"max_tokens":200,"cache":false}"#;
 
 /// Polls until `look` returns something.
 async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

@@ -192,7 +192,9 @@ fn ask(kind: usize, prompt: &str) -> String {
         6 => json!({"prompt": "light ".repeat(5_000)}),
         7 => return "{\"prompt\": ".into(),
         8 => json!({"prompt": prompt, "colour": "blue"}),
-        9 => json!({"prompt": prompt, "temperature": 5, "seed": 1, "max_tokens": 20, "priority": "high"}),
+        9 => {
+            json!({"prompt": prompt, "temperature": 5, "seed": 1, "max_tokens": 20, "cache": false, "priority": "high"})
+        }
         10 => json!({"messages": [{"role": "user", "content": prompt}], "stop": ["}"], "priority": "low"}),
         _ => json!({"prompt": "turn ".repeat(90), "cache": false, "max_tokens": 5}),
     };

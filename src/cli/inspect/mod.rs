@@ -3,10 +3,9 @@
 
 mod render;
 
+use super::board_fit::BoardFit;
 use super::model_args::{cache_arg, head_arg, layout_arg};
 use super::{Failure, host, print};
-use crate::config::Config;
-use crate::daemon::{ClientMemory, MemoryBudget, MemoryPlan, ServedOverTcp};
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{FileMap, Gguf, MetadataValue, STRING};
 use crate::engine::layout_detect::{LayoutScore, choose_layout};
@@ -157,23 +156,6 @@ struct MemoryNeeds {
 }
 
 #[derive(Serialize)]
-struct BoardFit {
-    /// `512 MB`, or `this machine`.
-    name: String,
-    /// The daemon's default: three quarters of the memory.
-    budget: usize,
-    fits: bool,
-    /// Tokens of context within the budget; the smallest context where the model does not fit.
-    context: usize,
-    /// Requests that are answered at the same time.
-    parallel: usize,
-    /// Memory of the daemon with this model, in bytes.
-    total: usize,
-    /// What structured output takes besides where all of them have a grammar; `null` where the budget has no place for it.
-    structured_output: Option<usize>,
-}
-
-#[derive(Serialize)]
 struct LayoutCheck {
     /// Whether the weights look trained; random weights are at chance level in every layout.
     trained: bool,
@@ -321,20 +303,7 @@ fn head(file: &ModelFile) -> Option<HeadForms> {
 fn memory(file: &ModelFile, parallel: Option<usize>) -> MemoryNeeds {
     let footprint = file.footprint();
     let host = host::host();
-    let clients = ClientMemory::of(&Config::defaults(&host), ServedOverTcp::default());
-    let board = |name: String, memory: usize| {
-        let allowed = MemoryBudget { bytes: memory / 4 * 3, is_cgroup_limit: false };
-        let planned = MemoryPlan::make(&footprint, file.shape().context, None, parallel, clients, allowed);
-        let (fits, plan) = match planned {
-            Ok(plan) => (true, plan),
-            Err(refused) => (false, refused.plan),
-        };
-        let MemoryPlan { context, parallel, .. } = plan;
-        let has_grammars = fits && plan.unplanned_grammar().is_none();
-        let structured_output = has_grammars.then(|| plan.structured_output());
-        let (budget, total) = (plan.budget.bytes, plan.total());
-        BoardFit { name, budget, fits, context, parallel, total, structured_output }
-    };
+    let board = |name: String, memory: usize| BoardFit::new(file, name, memory, parallel);
     let mut boards: Vec<BoardFit> = BOARDS.iter().map(|mib| board(board_name(*mib), mib << 20)).collect();
     boards.push(board("this machine".into(), host.memory_bytes as usize));
     MemoryNeeds {

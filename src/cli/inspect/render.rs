@@ -1,6 +1,7 @@
 //! The report of `inspect` as text. Deliberately reads no file.
 
-use super::{BoardFit, HeadForms, InspectReport, LayoutCheck, MemoryNeeds, TokenText};
+use super::{HeadForms, InspectReport, LayoutCheck, MemoryNeeds, TokenText};
+use crate::cli::board_fit::BoardFit;
 use crate::engine::model::HeadFormat;
 use crate::protocol::text::{Shown, one_line};
 use std::fmt::Write;

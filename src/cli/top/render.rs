@@ -79,6 +79,7 @@ pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize,
         ("memory", memory(&view)),
         ("speed", speed(&view)),
         ("requests", requests(&view)),
+        ("last hour", last_hour(&view)),
         ("together", together(&view)),
         ("waiting", waiting(&view)),
         ("broker", broker(&view)),
@@ -246,6 +247,25 @@ fn requests(view: &ReportView<'_>) -> Option<String> {
     ))
 }
 
+/// How many of the last hour's requests succeeded, how many came and how long they took; what the cache has and gave. No row
+/// before the first request has ended.
+fn last_hour(view: &ReportView<'_>) -> Option<String> {
+    let percent = |path: &str| view.number(path).map(|ratio| format!("{:.1} %", 100.0 * ratio));
+    let success = percent("/requests/last_hour/success_ratio").map(|percent| format!("{percent} succeeded"));
+    let cache = || {
+        let (entries, kib) = (view.count("/cache/entries"), view.count("/cache/bytes").div_ceil(1024));
+        let found = percent("/cache/last_hour/hit_ratio").map(|percent| format!(", {percent} found"));
+        format!("cache: {entries} answers, {kib} KiB{}", found.unwrap_or_default())
+    };
+    view.number("/requests/per_minute").filter(|rate| *rate > 0.0)?;
+    joined([
+        success,
+        view.number("/requests/last_hour/per_minute").map(|rate| format!("{rate:.1} requests a minute")),
+        view.number("/requests/last_hour/mean_s").map(|seconds| format!("mean {seconds:.2} s")),
+        Some(cache()),
+    ])
+}
+
 /// How many requests share a pass over the weights, what prompts had in common, and how much of what was looked up was
 /// right.
 fn together(view: &ReportView<'_>) -> Option<String> {
@@ -387,7 +407,18 @@ mod tests {
     #[test]
     fn every_key_that_it_reads_is_in_the_report_under_that_name() {
         let report = report_of(Snapshot::default());
-        for path in ["/requests/timed_out", "/latency/ttft_ms/last_minute/p95", "/latency/token_ms/p99"] {
+        for path in [
+            "/requests/timed_out",
+            "/requests/per_minute",
+            "/requests/last_hour/success_ratio",
+            "/requests/last_hour/per_minute",
+            "/requests/last_hour/mean_s",
+            "/cache/entries",
+            "/cache/bytes",
+            "/cache/last_hour/hit_ratio",
+            "/latency/ttft_ms/last_minute/p95",
+            "/latency/token_ms/p99",
+        ] {
             assert!(report.pointer(path).is_some(), "{path}: {report}");
         }
         for path in
@@ -395,6 +426,21 @@ mod tests {
         {
             assert_eq!(report.pointer(path), Some(&Value::Null), "{path}: {report}");
         }
+    }
+
+    #[test]
+    fn the_last_hour_has_a_row_once_a_request_has_ended() {
+        let report = json!({
+            "requests": {"per_minute": 0.5, "last_hour": {"success_ratio": 0.995, "per_minute": 12.04, "mean_s": 1.5}},
+            "cache": {"entries": 3, "bytes": 1025, "last_hour": {"hit_ratio": 0.25}},
+        });
+        let row = |report: &Value| last_hour(&ReportView(report));
+        let all =
+            "99.5 % succeeded, 12.0 requests a minute, mean 1.50 s, cache: 3 answers, 2 KiB, 25.0 % found";
+        assert_eq!(row(&report).as_deref(), Some(all));
+        let quiet = json!({"requests": {"per_minute": 0.5, "last_hour": {"per_minute": 0.0}}, "cache": {}});
+        assert_eq!(row(&quiet).as_deref(), Some("0.0 requests a minute, cache: 0 answers, 0 KiB"));
+        assert_eq!(row(&json!({"requests": {"per_minute": 0.0}})), None);
     }
 
     #[test]

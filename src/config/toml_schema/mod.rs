@@ -163,6 +163,7 @@ pub(super) struct DefaultsKeys {
 pub(super) struct CacheKeys {
     scope: Option<String>,
     disk_mb: Option<u64>,
+    answers_kb: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -417,7 +418,9 @@ impl CacheKeys {
             }
         };
         let disk_mb = within("cache", "disk_mb", self.disk_mb.unwrap_or(0), 0..=65_536)?;
-        Ok(Cache { scope, disk_bytes: disk_mb << 20 })
+        // By default enough for all commands of a home.
+        let answers_kb = within("cache", "answers_kb", self.answers_kb.unwrap_or(256), 0..=65_536)?;
+        Ok(Cache { scope, disk_bytes: disk_mb << 20, answers_bytes: (answers_kb as usize) << 10 })
     }
 }
 

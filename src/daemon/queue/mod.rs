@@ -63,7 +63,8 @@ impl Queue {
     pub fn new(config: &Config, plan: &MemoryPlan, telemetry: Arc<Telemetry>) -> Self {
         let guard = MemoryGuard::new(plan.budget.bytes as u64, plan.footprint.mapped as u64);
         let admission = Arc::new(Mutex::new(Admission::new(&config.queue, guard)));
-        let answers = Arc::<SharedAnswers>::default();
+        let size = Arc::clone(&telemetry.answer_cache);
+        let answers = Arc::new(SharedAnswers::new(plan.most_answers(), size));
         let running = Arc::new(RunningRequests::new(Arc::clone(&telemetry)));
         let memory =
             MemoryWatch::new(plan, Arc::clone(&admission), Arc::clone(&answers), Arc::clone(&running));
@@ -88,7 +89,7 @@ impl Queue {
     pub fn adopt(&self, config: &Config) {
         let ms = u64::try_from(config.queue.timeout.as_millis()).unwrap_or(u64::MAX);
         self.timeout_ms.store(ms, Ordering::Relaxed);
-        self.answers.set_scope(config.cache.scope);
+        self.answers.adopt(&config.cache);
         self.defaults.adopt(&config.defaults);
         self.guard.adopt(&config.guard);
         locked(&self.admission).set_client_percent(config.queue.client_percent);

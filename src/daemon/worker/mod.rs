@@ -186,7 +186,9 @@ impl Worker {
         let request = &queued.inbound.request;
         let client = self.queue.answers.is_shared().not().then(|| queued.inbound.cache_key.clone());
         let prefix_scope = client.as_ref().map_or(0, |client| prefix_scope(client));
-        let key = cache_key(request, client, &prompt.tokens, intent.as_ref().map(HomeIntent::home_version));
+        let home_version = intent.as_ref().map(HomeIntent::home_version);
+        let key = cache_key(request, client, &prompt.tokens, home_version)
+            .filter(|_| self.queue.answers.is_enabled());
         match key.as_ref().map(|key| self.queue.answers.get(key)) {
             Some(Some(stored)) => {
                 // The filter may be newer than the answer.
@@ -351,7 +353,7 @@ impl Worker {
     /// Sends an answer from the cache.
     fn send_cached(&self, engine: &Engine, stored: CachedAnswer, prompt: usize, inbound: Inbound) {
         let Inbound { request, id, client, received, reply, .. } = inbound;
-        self.telemetry.cache_hit();
+        self.telemetry.cache_hit(received.elapsed());
         info!(CLIENT = client.as_str(), REQUEST_ID = id.as_str(); "answered from the cache");
         if request.stream && !stored.text.is_empty() {
             // A full reply channel does no harm here: the last event has the whole text.

@@ -111,8 +111,9 @@ fn error_type(error: ErrorType) -> String {
 }
 
 fn requests(text: &mut Exposition, requests: &Requests, cache: &CacheCounts) {
-    let Requests { received, completed, refused, budget_exceeded, cancelled, timed_out, queued, running } =
-        *requests;
+    let Requests {
+        received, completed, refused, budget_exceeded, cancelled, timed_out, queued, running, ..
+    } = *requests;
     text.counter("bitnetd_requests_received_total", "Requests received.").count(received);
     text.counter("bitnetd_requests_completed_total", "Answered, whole or in part.").count(completed);
     text.counter("bitnetd_requests_refused_total", "Given an error.").count(refused);
@@ -122,8 +123,12 @@ fn requests(text: &mut Exposition, requests: &Requests, cache: &CacheCounts) {
     text.counter("bitnetd_requests_timed_out_total", "Of both, out of time.").count(timed_out);
     text.gauge("bitnetd_requests_queued", "Waiting now.").count(queued);
     text.gauge("bitnetd_requests_running", "Being answered now.").count(running);
-    text.counter("bitnetd_cache_hits_total", "Answers given again.").count(cache.hits);
+    text.counter("bitnetd_requests_succeeded_total", "Answered whole.").count(requests.rates.succeeded);
+    text.counter("bitnetd_requests_failed_total", "Failed here.").count(requests.rates.failed);
+    text.counter("bitnetd_cache_hits_total", "Answers given again.").count(cache.rates.hits);
     text.counter("bitnetd_cache_misses_total", "Looked for and not found.").count(cache.misses);
+    text.gauge("bitnetd_cache_entries", "Stored answers.").count(cache.entries);
+    text.gauge("bitnetd_cache_bytes", "Their memory.").count(cache.bytes);
 }
 
 fn structured_output(text: &mut Exposition, counts: &StructuredOutput) {

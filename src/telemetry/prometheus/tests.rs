@@ -188,7 +188,7 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.received();
     telemetry.completed(&done());
     CODES.iter().for_each(|code| telemetry.failed(*code, Duration::from_millis(1500)));
-    telemetry.cache_hit();
+    telemetry.cache_hit(Duration::ZERO);
     telemetry.structured_output.answered(7);
     telemetry.decoding.record_step(3);
     telemetry.decoding.found_prefix(128);
@@ -425,7 +425,7 @@ fn the_longest_text_has_every_client_and_takes_no_more_than_a_request_may() {
 fn a_text_that_would_become_too_long_leaves_clients_out() {
     let telemetry = full();
     // Nothing else is as long as anybody makes it.
-    let (source, scope) = ("/sys/".repeat(2200), "board".to_owned());
+    let (source, scope) = ("/sys/".repeat(2100), "board".to_owned());
     let power = Some(Reading { value: 1.0, unit: "W", method: Method::Measured, source, scope });
     telemetry.observe(Instant::now(), Snapshot { power, ..host() });
     let text = render(&telemetry, SystemTime::UNIX_EPOCH);

@@ -51,6 +51,24 @@ impl CpuFrequencies {
     }
 }
 
+/// How the kernel chooses the frequency of processors. Source: Documentation/admin-guide/pm/cpufreq.rst of Linux.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrequencyGovernor {
+    /// `performance`, `powersave`, `ondemand`, `schedutil` and others.
+    pub name: String,
+    /// The driver of the frequency; some choose it themselves under each of these names.
+    pub driver: Option<String>,
+}
+
+/// How the frequency of the first processors is chosen.
+pub(super) fn governor(root: &Root) -> Option<FrequencyGovernor> {
+    let folder = folders(root).into_iter().next()?;
+    Some(FrequencyGovernor {
+        name: root.word(&format!("{folder}/scaling_governor"))?,
+        driver: root.word(&format!("{folder}/scaling_driver")),
+    })
+}
+
 /// The folder of each policy; older kernels have one for each processor only.
 fn folders(root: &Root) -> Vec<String> {
     let policies = root.list(&format!("{PROCESSORS}/cpufreq"), "policy").into_iter();

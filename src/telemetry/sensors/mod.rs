@@ -10,6 +10,7 @@ mod cpu;
 mod cpu_topology;
 mod cpufreq;
 mod device_backoff;
+mod host_tuning;
 mod inventory;
 mod memory;
 mod power;
@@ -21,6 +22,8 @@ mod thermal;
 mod throttle;
 
 pub use cpu_topology::{Processors, processors};
+pub use cpufreq::FrequencyGovernor;
+pub use host_tuning::{HostTuning, SwapUse, host_tuning};
 pub use inventory::{FoundSensor, RejectedSensor};
 pub use memory::{MemoryLimit, host_memory, memory_limit, peak_memory, resident_memory};
 pub use rpi_firmware::{rails_watts, throttle_flags};

@@ -3,6 +3,7 @@
 
 mod bandwidth;
 mod constrained;
+mod decode_speed;
 mod own_prompts;
 mod parallel;
 mod peak_compute;
@@ -20,6 +21,7 @@ use crate::protocol::text::json_line;
 use crate::telemetry::sensors;
 use bandwidth::BandwidthProbe;
 use clap::builder::PossibleValuesParser;
+pub(in crate::cli) use decode_speed::{DecodeSpeed, decode_speed};
 use own_prompts::{OutputForm, PromptsBench};
 use peak_compute::ComputeProbe;
 use report::{

@@ -1,5 +1,10 @@
 //! `bitnetd doctor`: examines what this device has, and what of it the daemon would use. Deliberately loads no
-//! model.
+//! model, except the one that `--model` names.
+
+mod advice;
+mod model_judgement;
+#[cfg(test)]
+mod tests;
 
 use super::serve::{block_on, load};
 use super::{Failure, host, print};
@@ -9,6 +14,7 @@ use crate::protocol::Method;
 use crate::protocol::text::{json_line, one_line};
 use crate::telemetry::sensors::{self, FoundSensor, MemoryLimit, RejectedSensor, Sensors};
 use crate::transport::mqtt;
+use model_judgement::ModelJudgement;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -20,6 +26,10 @@ pub(super) struct Doctor {
     /// The configuration, for the broker [default: as with serve]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Load this GGUF file, or built-in, generate some tokens, and judge: which board has the memory for it, how fast it
+    /// should be and is here, and what would help
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -27,6 +37,9 @@ pub(super) struct Doctor {
 
 /// Longest wait for the broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Why no memory limit can be set, and the remedy.
+const NO_CONTROLLER: &str = "the kernel's memory controller is off, as Raspberry Pi OS ships it, and MemoryMax= does nothing; add \
+     cgroup_enable=memory to the one line of /boot/firmware/cmdline.txt and restart the device";
 /// Seed of the self-test; any number will do.
 const SEED: u64 = 158;
 
@@ -47,6 +60,8 @@ struct DoctorReport {
     missing: Vec<String>,
     memory: MemoryLimits,
     broker: Option<BrokerCheck>,
+    /// `null` without `--model`.
+    model: Option<ModelJudgement>,
 }
 
 #[derive(Serialize)]
@@ -125,17 +140,18 @@ struct BrokerCheck {
 
 pub(super) fn run(args: Doctor) -> Result<(), Failure> {
     let config = load(args.config.as_deref())?;
-    let report = examine(&config)?;
+    let mut report = examine(&config)?;
+    report.model = args.model.as_deref().map(|model| ModelJudgement::new(&config, model)).transpose()?;
     match args.json {
         true => print(json_line(&report).as_bytes())?,
         false => print(table(&report).as_bytes())?,
     }
-    // A kernel that computes wrongly is the only finding that makes the command fail.
+    // A kernel that computes wrongly, and a model that does not fit, are the only findings that make the command fail.
     match report.kernels.iter().find(|kernel| kernel.self_test != "ok") {
         Some(kernel) => {
             Err(Failure::system(format!("{}; use another kernel and report this", kernel.self_test)))
         }
-        None => Ok(()),
+        None => report.model.as_ref().and_then(ModelJudgement::failure).map_or(Ok(()), Err),
     }
 }
 
@@ -167,6 +183,7 @@ fn examine(config: &Config) -> Result<DoctorReport, Failure> {
             budget_bytes: config.budget.memory_bytes,
         },
         broker: config.mqtt.as_ref().map(|broker| probe(broker, &config.device.id)).transpose()?,
+        model: None,
     })
 }
 
@@ -175,10 +192,7 @@ fn limit_problem(limit: MemoryLimit) -> Option<&'static str> {
     match limit {
         MemoryLimit::At(_) => None,
         MemoryLimit::NotSet => Some("no limit is set; set MemoryMax= and MemorySwapMax=0 in the unit"),
-        MemoryLimit::NoController => Some(
-            "the kernel's memory controller is off, as Raspberry Pi OS ships it, and MemoryMax= does nothing; add \
-             cgroup_enable=memory to the one line of /boot/firmware/cmdline.txt and restart the device",
-        ),
+        MemoryLimit::NoController => Some(NO_CONTROLLER),
     }
 }
 
@@ -254,27 +268,7 @@ fn table(report: &DoctorReport) -> String {
             line("broker", &format!("{} {reachable}: {}", broker.address, broker.answer));
         }
     }
+    let judged = report.model.as_ref().map(ModelJudgement::lines).unwrap_or_default();
+    judged.iter().for_each(|(name, text)| line(name, text));
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_board_without_the_memory_controller_gets_a_remedy() {
-        let board = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/boards").join(name);
-        let report = |name| limit_problem(sensors::memory_limit(&board(name)));
-        assert!(
-            report("pi5").is_some_and(|report| report.contains("cgroup_enable=memory")),
-            "{:?}",
-            report("pi5")
-        );
-        assert!(
-            report("x86-rapl").is_some_and(|report| report.contains("MemoryMax=")),
-            "{:?}",
-            report("x86-rapl")
-        );
-        assert_eq!(report("pi4"), None);
-    }
 }
