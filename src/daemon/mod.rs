@@ -183,6 +183,8 @@ pub async fn run(
     let home = home::configured(&config).map_err(DaemonError::Setup)?;
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     queue.guard.use_stored_key(config.device.state_dir.as_deref());
+    let guard = Arc::clone(&queue.guard);
+    telemetry.security.name_clients(move |client| guard.shown_client(client));
     queue.guard.read_filter(&config.guard).map_err(DaemonError::Setup)?;
     let worker = Worker {
         intents: HomeIntents { home: home.clone(), is_built_in: config.model.path.is_none() },
@@ -344,6 +346,7 @@ impl Daemon {
         if let Some(history) = &self.history {
             history.finish().await;
         }
+        self.telemetry.security.finish();
         info!("stopped");
         fault.map_or(Ok(()), |message| Err(DaemonError::Setup(message)))
     }

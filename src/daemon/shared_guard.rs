@@ -46,11 +46,13 @@ impl SharedGuard {
         Ok(())
     }
 
-    /// Reads the filter's file at a reload. A file with an error changes nothing.
-    pub fn reload_filter(&self, settings: &config::Guard) {
-        if let Err(message) = self.read_filter(settings) {
+    /// Reads the filter's file at a reload. A file with an error changes nothing, and false says so.
+    pub fn reload_filter(&self, settings: &config::Guard) -> bool {
+        let read = self.read_filter(settings);
+        if let Err(message) = &read {
             error!("the filter stays as it was: {message}");
         }
+        read.is_ok()
     }
 
     /// Checks a request, limits what it may ask for, and gives its client the name under which it is shown.
@@ -58,6 +60,11 @@ impl SharedGuard {
         let mut guard = locked(&self.0);
         inbound.client = guard.shown_client(&inbound.limit_key, std::mem::take(&mut inbound.client));
         guard.check(&inbound.limit_key, &mut inbound.request, Instant::now())
+    }
+
+    /// How a client is shown whose requests did not come as far as the guard.
+    pub fn shown_client(&self, client: &str) -> String {
+        locked(&self.0).shown_client(client, client.to_owned())
     }
 
     /// Checks a prompt of so many tokens.

@@ -22,7 +22,7 @@ async fn report(client: &mut Client) -> Value {
 }
 
 /// The status and the body of a call over TCP.
-async fn call(port: u16, token: &str, body: &str) -> (u16, String) {
+pub(crate) async fn call(port: u16, token: &str, body: &str) -> (u16, String) {
     let head = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n",
@@ -42,7 +42,7 @@ async fn call(port: u16, token: &str, body: &str) -> (u16, String) {
 }
 
 /// A port with two tokens: `a`, whose holder has the name `kitchen`, and `b`, which has none.
-fn http_settings(folder: &Folder, port: u16) -> String {
+pub(crate) fn http_settings(folder: &Folder, port: u16) -> String {
     let tokens = folder.write("tokens", "kitchen a\nb\n");
     std::fs::set_permissions(&tokens, std::fs::Permissions::from_mode(0o600)).expect("our own");
     format!("[http]\nlisten = \"127.0.0.1:{port}\"\ntoken_file = \"{}\"\n", tokens.display())

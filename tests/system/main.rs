@@ -36,6 +36,7 @@ mod queueing;
 mod reload;
 mod report;
 mod restart;
+mod security;
 mod shared_decoding;
 mod soak;
 mod speculation;

@@ -3,8 +3,8 @@
 //! Pure. It reads the report as JSON, as any other client has to, and leaves out unknown values. Deliberately knows
 //! no terminal.
 
-use super::alerts;
 use super::report_view::ReportView;
+use super::{alerts, limits};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -82,6 +82,7 @@ pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize,
         ("together", together(&view)),
         ("waiting", waiting(&view)),
         ("broker", broker(&view)),
+        ("security", limits::security(&view)),
     ];
     let name = |name: &str| style(&format!("{name:<11}"), BOLD, colours);
     lines.extend(rows.into_iter().filter_map(|(row, shown)| Some(format!("{} {}", name(row), shown?))));

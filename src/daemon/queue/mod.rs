@@ -18,7 +18,7 @@ use super::shared_guard::SharedGuard;
 use crate::config::Config;
 use crate::guard::Denied;
 use crate::protocol::Refusal;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{SecurityEvent, SecurityEventKind, Telemetry};
 use crate::transport::Inbound;
 use log::info;
 use memory_watch::MemoryWatch;
@@ -44,7 +44,7 @@ pub(super) struct Queue {
     /// The timeout of requests that name none, in milliseconds.
     timeout_ms: AtomicU64,
     /// What clients may ask.
-    pub guard: SharedGuard,
+    pub guard: Arc<SharedGuard>,
     /// The requests that the worker answers.
     pub running: Arc<RunningRequests>,
     /// Whether the process is short of memory.
@@ -67,7 +67,7 @@ impl Queue {
         let queue = Queue {
             admission,
             telemetry,
-            guard: SharedGuard::new(&config.guard),
+            guard: Arc::new(SharedGuard::new(&config.guard)),
             offered: Condvar::new(),
             occupied: Notify::new(),
             timeout_ms: AtomicU64::default(),
@@ -229,8 +229,15 @@ impl Queue {
 
     /// Refuses a request that the guard does not allow.
     pub fn deny(&self, inbound: Inbound, denied: Denied) {
-        self.telemetry.security.refused(&inbound.client, denied.reason);
-        self.refuse(inbound, denied.refusal);
+        let Denied { reason, filter_line, refusal } = denied;
+        self.telemetry.security.record(&SecurityEvent {
+            kind: SecurityEventKind::Refused { reason, filter_line },
+            client: Some(&inbound.client),
+            request_id: Some(inbound.id.as_str()),
+            interface: Some(inbound.interface),
+            address: None,
+        });
+        self.refuse(inbound, refusal);
     }
 
     /// Refuses requests that waited until now.

@@ -41,7 +41,7 @@ pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     text.gauge("bitnetd_uptime_seconds", "Since the daemon started.").count(report.uptime_s);
     latencies(&mut text, &telemetry.distributions(), model.as_deref());
     report_metrics(&mut text, &report);
-    security(&mut text, &report.security);
+    // Last, since it takes only the space that all totals leave.
     waiting(&mut text, &report.waiting);
     text.finish()
 }
@@ -57,6 +57,7 @@ fn report_metrics(text: &mut Exposition, report: &Report) {
     structured_output(text, &report.structured_output);
     decoding(text, &report.decoding);
     http(text, &report.http);
+    security(text, &report.security);
     throughput(text, &report.throughput);
     power(text, report.power.as_ref(), report.energy.as_ref());
     thermal(text, &report.thermal);
@@ -202,17 +203,17 @@ fn http(text: &mut Exposition, calls: &HttpCalls) {
     text.counter("bitnetd_http_ignored_keys_total", "Unknown keys of calls.").count(ignored_keys);
 }
 
-/// What the guard refused, where the text has space for it. It has none where requests failed for every reason there is.
+/// The totals of the security record; its clients are in the report alone.
 fn security(text: &mut Exposition, counts: &Security) {
-    let mut part = Exposition::default();
     let mut refused = counts.refused;
-    let mut family = part.counter("bitnetd_guard_refused_total", "Refused by the guard.");
+    let mut family = text.counter("bitnetd_guard_refused_total", "Refused by the guard.");
     for reason in GuardReason::ALL {
         family = family.sample(&[("reason", reason.name())], Some(*refused.of(reason) as f64));
     }
-    if part.json_len() < space(text) {
-        text.append(part);
-    }
+    text.counter("bitnetd_failed_tokens_total", "Calls without a right token.").count(counts.failed_tokens);
+    text.counter("bitnetd_commands_total", "Commands over MQTT.").count(counts.commands);
+    text.counter("bitnetd_reloads_total", "Times the configuration was read again.").count(counts.reloads);
+    text.counter("bitnetd_reloads_refused_total", "Of these, with an error.").count(counts.reloads_refused);
 }
 
 fn throughput(text: &mut Exposition, throughput: &Throughput) {

@@ -7,7 +7,7 @@ use super::context::ConnectionContext;
 use super::writer::{EVENTS, EventWriter, FLUSH_TIMEOUT, OutgoingBytes, event_line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
-use crate::protocol::{Code, Event, Refusal, Request, RequestId};
+use crate::protocol::{ClientInterface, Code, Event, Refusal, Request, RequestId};
 use crate::telemetry::{DaemonPhase, prometheus};
 use crate::transport::http::{self, HttpPeer, is_http};
 use crate::transport::in_flight::InFlight;
@@ -58,7 +58,7 @@ async fn run(
         is_http = is_http(&stream) => is_http?,
     };
     if is_http {
-        let peer = HttpPeer { client: peer.client, queue_key: peer.queue_key, is_tcp: false };
+        let peer = HttpPeer { client: peer.client, queue_key: peer.queue_key, address: None };
         tokio::select! {
             biased;
             gone = wait_for_hangup(watched) => return gone,
@@ -313,6 +313,7 @@ impl Reader<'_> {
         let inbound = Inbound {
             request,
             id,
+            interface: ClientInterface::Unix,
             client: client.clone(),
             cache_key: client.clone(),
             queue_key: queue_key.clone(),

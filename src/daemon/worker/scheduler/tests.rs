@@ -6,7 +6,7 @@ use crate::daemon::home_intent::HomeIntents;
 use crate::daemon::queue::Queue;
 use crate::daemon::{ServedOverTcp, plan};
 use crate::engine::{EngineOptions, ModelFile, Source};
-use crate::protocol::{Event, json};
+use crate::protocol::{ClientInterface, Event, json};
 use crate::telemetry::Telemetry;
 use crate::telemetry::sensors::Sensors;
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
@@ -84,6 +84,7 @@ fn offer(worker: &Worker, client: &str, request: &str) -> Events {
         request: json::request(request.as_bytes()).expect("sound"),
         reply: Reply::new(&id, &sender).expect("a new channel is empty"),
         id,
+        interface: ClientInterface::Unix,
         cache_key: client.clone(),
         queue_key: client.clone(),
         limit_key: client.clone(),
