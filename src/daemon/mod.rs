@@ -39,6 +39,7 @@ use crate::engine::error::LoadError;
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::{ChatTemplate, LocalClock};
 use crate::engine::{self, ModelFile, Source};
+use crate::guard::filter::Filter;
 use crate::protocol::MqttLink;
 use crate::protocol::api::ModelCard;
 use crate::telemetry::alerts::{Alert, Kind};
@@ -107,8 +108,12 @@ impl fmt::Display for DaemonError {
 impl std::error::Error for DaemonError {}
 
 /// Maps the configured model and plans its memory; nothing is loaded yet. `serves`: which clients there
-/// will be besides those of the socket.
-pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, MemoryPlan), DaemonError> {
+/// will be besides those of the socket; `filter`: that of prompts and answers.
+fn plan(
+    config: &Config,
+    serves: ServedOverTcp,
+    filter: Option<&Filter>,
+) -> Result<(ModelFile, MemoryPlan), DaemonError> {
     let source = config.model.path.clone().map_or(Source::BuiltIn, Source::File);
     let layout = config.model.i2s_layout.map(|layout| match layout {
         I2sLayout::Blocks128 => Layout::Blocks128,
@@ -136,7 +141,8 @@ pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, Memory
     });
     let file = file.map_err(DaemonError::Model)?;
     let footprint = file.footprint();
-    let (clients, allowed) = (ClientMemory::of(config, serves), MemoryBudget::of_config(config));
+    let (clients, allowed) =
+        (ClientMemory::of(config, serves).with_filter(filter, config), MemoryBudget::of_config(config));
     let most_context = config.profile.map_or(usize::MAX, Profile::most_context);
     let most_parallel = config.profile.map_or(usize::MAX, Profile::most_parallel);
     let plan = |parallel| {
@@ -164,7 +170,8 @@ pub async fn run(
         http: configured.http || !passed.http.is_empty(),
         wyoming: configured.wyoming || !passed.wyoming.is_empty(),
     };
-    let (file, plan) = plan(&config, serves)?;
+    let filter = shared_guard::load_filter(&config.guard).map_err(DaemonError::Setup)?;
+    let (file, plan) = plan(&config, serves, filter.as_ref())?;
     info!("{plan}");
     if plan.budget.is_cgroup_limit {
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
@@ -185,7 +192,7 @@ pub async fn run(
     queue.guard.use_stored_key(config.device.state_dir.as_deref());
     let guard = Arc::clone(&queue.guard);
     telemetry.security.name_clients(move |client| guard.shown_client(client));
-    queue.guard.read_filter(&config.guard).map_err(DaemonError::Setup)?;
+    queue.guard.set_filter(filter);
     let worker = Worker {
         intents: HomeIntents { home: home.clone(), is_built_in: config.model.path.is_none() },
         queue: Arc::clone(&queue),
@@ -534,7 +541,7 @@ mod tests {
         };
         let running = Config::defaults(&host);
         let telemetry = Arc::new(Telemetry::new(0));
-        let (_, plan) = plan(&running, ServedOverTcp::default()).expect("the built-in model fits");
+        let (_, plan) = plan(&running, ServedOverTcp::default(), None).expect("the built-in model fits");
         let queue = Arc::new(Queue::new(&running, &plan, telemetry.clone()));
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {

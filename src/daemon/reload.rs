@@ -66,7 +66,10 @@ impl LiveSettings {
         let changes = self.running.diff(wanted);
         self.running.adopt(wanted);
         self.queue.adopt(wanted);
-        let has_filter = self.queue.guard.reload_filter(&wanted.guard);
+        let filter = self.queue.reload_filter(wanted, &self.running);
+        if let Err(message) = &filter {
+            error!("the filter stays as it was: {message}");
+        }
         publish(&self.interval, &wanted.telemetry.interval);
         publish(&self.textfile, &wanted.telemetry.textfile);
         if let Some(names) = &self.home {
@@ -80,7 +83,7 @@ impl LiveSettings {
         } else {
             warn!("{}", summary(&changes));
         }
-        if has_filter { ReloadOutcome::Applied } else { ReloadOutcome::FilterKept }
+        if filter.is_ok() { ReloadOutcome::Applied } else { ReloadOutcome::FilterKept }
     }
 }
 

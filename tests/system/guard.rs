@@ -305,3 +305,35 @@ async fn a_client_appears_as_the_same_eight_characters_after_a_restart_until_its
     broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt/kitchen", "-m", "stop"]).await;
     daemon.says("mqtt:kitchen").await;
 }
+
+#[tokio::test]
+async fn a_reload_whose_filter_has_no_place_in_the_memory_plan_keeps_the_filter() {
+    let folder = Folder::new();
+    let few = filter_settings(&folder, "bad word\n");
+    // The smallest budget with which it starts leaves nothing besides the plan.
+    folder.config(&format!("{few}[budget]\nmemory_mb = 8\nparallel = 1\n"));
+    let file = folder.path("bitnetd.toml").display().to_string();
+    let refused =
+        run(&["serve", "--config", &file, "--socket", &folder.path("s").display().to_string()]).await;
+    let allow = refused.error_line().split("; allow ").nth(1).unwrap_or_else(|| panic!("{refused:?}"));
+    let least: usize =
+        allow.split(|c: char| !c.is_ascii_digit()).next().and_then(|mb| mb.parse().ok()).expect("MiB");
+    let settings = format!("{few}[budget]\nmemory_mb = {least}\nparallel = 1\n");
+    let daemon = Daemon::start(&folder, &settings).await;
+    let mut client = daemon.client().await;
+    folder.write("filter", "other word\n");
+    daemon.process.signal(Signal::HUP);
+    let changed = async {
+        while client.ask(json!({"prompt": "an other word", "max_tokens": 1})).await["event"] != "error" {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, changed).await.expect("a filter of the same size has a place");
+    let many: String = (0..1500).map(|word| format!("word {word} and some more of it\n")).collect();
+    folder.write("filter", &many);
+    daemon.process.signal(Signal::HUP);
+    daemon.says("and the memory plan has ").await;
+    daemon.says("\"reason\":\"filter_kept\"").await;
+    let refused = client.ask(json!({"prompt": "an other word"})).await;
+    assert_eq!(refused["code"], "content_filtered", "{refused}");
+}

@@ -12,7 +12,7 @@ use super::admission::{Admission, QueuedRequest, Refused};
 use super::answer_cache::SharedAnswers;
 use super::locked;
 use super::memory_guard::MemoryGuard;
-use super::memory_plan::MemoryPlan;
+use super::memory_plan::{MemoryPlan, filter_bytes};
 use super::running::RunningRequests;
 use super::shared_guard::SharedGuard;
 use crate::config::Config;
@@ -45,6 +45,8 @@ pub(super) struct Queue {
     timeout_ms: AtomicU64,
     /// What clients may ask.
     pub guard: Arc<SharedGuard>,
+    /// Bytes that the filters of the guard may take together.
+    filter_place: usize,
     /// The requests that the worker answers.
     pub running: Arc<RunningRequests>,
     /// Whether the process is short of memory.
@@ -68,6 +70,7 @@ impl Queue {
             admission,
             telemetry,
             guard: Arc::new(SharedGuard::new(&config.guard)),
+            filter_place: plan.filter_place(),
             offered: Condvar::new(),
             occupied: Notify::new(),
             timeout_ms: AtomicU64::default(),
@@ -88,6 +91,12 @@ impl Queue {
         self.worker.set_speculation(config.defaults.speculate);
         self.guard.adopt(&config.guard);
         locked(&self.admission).set_client_percent(config.queue.client_percent);
+    }
+
+    /// Reads the filter's file of a reload; `running`: the settings with which memory was planned. An error says why the
+    /// filter stays as it was.
+    pub fn reload_filter(&self, wanted: &Config, running: &Config) -> Result<(), String> {
+        self.guard.reload_filter(&wanted.guard, self.filter_place, |filter| filter_bytes(filter, running))
     }
 
     /// Admits a request, or refuses it.

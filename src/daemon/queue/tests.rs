@@ -24,7 +24,7 @@ fn queue(telemetry: &Arc<Telemetry>) -> Queue {
     let mut config = Config::defaults(&host);
     config.queue.depth = 2;
     config.guard.clear_ids = true;
-    let (_, plan) = plan(&config, ServedOverTcp::default()).expect("the built-in model fits");
+    let (_, plan) = plan(&config, ServedOverTcp::default(), None).expect("the built-in model fits");
     Queue::new(&config, &plan, Arc::clone(telemetry))
 }
 

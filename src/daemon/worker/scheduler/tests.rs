@@ -29,7 +29,7 @@ fn worker(parallel: usize) -> (Worker, Engine) {
     let mut config = Config::defaults(&host);
     config.queue.depth = 1100;
     config.guard.clear_ids = true;
-    let (_, plan) = plan(&config, ServedOverTcp::default()).expect("the built-in model fits");
+    let (_, plan) = plan(&config, ServedOverTcp::default(), None).expect("the built-in model fits");
     let telemetry = Arc::new(Telemetry::new(0));
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     let sensors = Sensors::new(Path::new("tests/data/boards/none"));
