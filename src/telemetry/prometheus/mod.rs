@@ -10,9 +10,9 @@ mod tests;
 
 use super::{Distribution, ErrorType, Quantity, Telemetry};
 use crate::protocol::{
-    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GuardReason, HttpCalls, Memory, Method,
-    MqttLink, Pressure, Reading, Report, Requests, Security, ShortlistCounts, StructuredOutput, Thermal,
-    Throttled, Throughput, json,
+    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GovernorReason, GovernorState, GuardReason,
+    HttpCalls, Memory, Method, MqttLink, Pressure, Reading, Report, Requests, Security, ShortlistCounts,
+    StructuredOutput, Thermal, Throttled, Throughput, json,
 };
 use exposition::{Exposition, Label, MetricFamily};
 use std::collections::BTreeMap;
@@ -62,6 +62,7 @@ fn report_metrics(text: &mut Exposition, report: &Report) {
     power(text, report.power.as_ref(), report.energy.as_ref());
     thermal(text, &report.thermal);
     cpu(text, &report.cpu);
+    governor(text, report.governor.as_ref());
     memory(text, &report.memory);
     pressure(text, &report.cpu, &report.memory);
     if let Some(link) = &report.mqtt {
@@ -321,6 +322,20 @@ fn cpu(text: &mut Exposition, cpu: &Cpu) {
     );
     text.gauge("bitnetd_cpu_frequency_max_hertz", "What that may be at most.")
         .unlabelled(cpu.frequency_max_mhz.map(|mhz| mhz * 1e6));
+}
+
+/// What the governor allows, where it is on.
+fn governor(text: &mut Exposition, state: Option<&GovernorState>) {
+    let Some(GovernorState { threads, percent, reason, target_c, limit_watts }) = state else { return };
+    text.gauge("bitnetd_governor_threads", "Threads that the governor allows.").count(*threads as u64);
+    text.gauge("bitnetd_governor_pause_ratio", "Share of the time that they pause.")
+        .unlabelled(Some(f64::from(100 - percent.min(&100)) / 100.0));
+    let mut family = text.gauge("bitnetd_governor_reason", "Why it allows no more.");
+    for known in GovernorReason::ALL {
+        family = family.sample(&[("reason", known.name())], Some(f64::from(u8::from(known == *reason))));
+    }
+    text.gauge("bitnetd_governor_target_celsius", "The temperature that it keeps.").unlabelled(*target_c);
+    text.gauge("bitnetd_governor_limit_watts", "The power that it keeps.").unlabelled(*limit_watts);
 }
 
 fn memory(text: &mut Exposition, memory: &Memory) {

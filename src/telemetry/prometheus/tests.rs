@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::protocol::{
-    AnswerDetails, Code, Done, FinishReason, GuardReason, Percentiles, RequestEnergy, Throttling, Timings,
-    Usage, json,
+    AnswerDetails, Code, Done, FinishReason, GovernorReason, GovernorState, GuardReason, Percentiles,
+    RequestEnergy, Throttling, Timings, Usage, json,
 };
 use crate::telemetry::sensors::Snapshot;
 use crate::telemetry::{About, ReloadOutcome, RemoteCommand, SecurityEvent, SecurityEventKind, TokenFailure};
@@ -208,6 +208,13 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.set_screen_counts(ShortlistCounts { tokens: 5, rows: 4, scans: 3, checks: 2, misses: 1 });
     telemetry.observe(now, host());
     telemetry.observe(now + Duration::from_secs(10), host());
+    telemetry.set_governor(Some(GovernorState {
+        threads: 2,
+        percent: 80,
+        reason: GovernorReason::Temperature,
+        target_c: Some(70.0),
+        limit_watts: Some(6.5),
+    }));
     telemetry.set_link(MqttLink {
         connected: true,
         connects: 3,
@@ -287,6 +294,12 @@ fn everything_that_is_known_is_there_and_can_be_read() {
         ("bitnetd_mqtt_connects_total", "", 3.0),
         ("bitnetd_memory_limit_enforced", "", 0.0),
         ("bitnetd_alerts", "", 0.0),
+        ("bitnetd_governor_threads", "", 2.0),
+        ("bitnetd_governor_pause_ratio", "", 0.2),
+        ("bitnetd_governor_reason", "temperature", 1.0),
+        ("bitnetd_governor_reason", "battery", 0.0),
+        ("bitnetd_governor_target_celsius", "", 70.0),
+        ("bitnetd_governor_limit_watts", "", 6.5),
     ] {
         assert!((value(&families, name, label) - expected).abs() < 1e-6, "{name} of {label}");
     }
@@ -421,9 +434,9 @@ fn the_longest_text_has_all_totals_and_takes_no_more_than_a_request_may() {
     let totals: Vec<&str> = text.lines().filter(|line| !is_of_clients(line)).collect();
     // Each number may become ten digits longer.
     let digits = 10 * totals.iter().filter(|line| !line.starts_with('#')).count();
-    let escaped = json::metrics(&totals.join("\n")).len();
+    let escaped = json::metrics(&totals.join("\n"), None).len();
     assert!(escaped + digits < json::MAX_REQUEST, "{escaped} bytes, and {digits} more");
-    assert!(json::metrics(&text).len() < json::MAX_REQUEST, "{}", text.len());
+    assert!(json::metrics(&text, None).len() < json::MAX_REQUEST, "{}", text.len());
     let named = clients(&families);
     assert!(named >= 9, "{named}: 8 clients at least, and all others");
 }
@@ -438,7 +451,7 @@ fn a_text_that_would_become_too_long_leaves_clients_out_before_any_total() {
     let text = render(&telemetry, SystemTime::UNIX_EPOCH);
     let families = read(&text);
     let named = clients(&families);
-    assert!(named < 17 && json::metrics(&text).len() < json::MAX_REQUEST, "{named} of {}", text.len());
+    assert!(named < 17 && json::metrics(&text, None).len() < json::MAX_REQUEST, "{named} of {}", text.len());
     for total in ["bitnetd_guard_refused_total", "bitnetd_failed_tokens_total", "bitnetd_alerts"] {
         assert!(families.contains_key(total), "{total}");
     }
