@@ -249,7 +249,7 @@ pub(super) fn expiry(job: &QueuedRequest, now: Instant) -> Option<Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Event, Input, json};
+    use crate::protocol::{ClientInterface, Event, Input, json};
     use crate::transport::{Cancel, Reply};
     use tokio::sync::mpsc;
 
@@ -269,6 +269,7 @@ mod tests {
         let inbound = Inbound {
             request,
             id: id.into(),
+            interface: ClientInterface::Unix,
             client: "test".into(),
             cache_key: "test".into(),
             queue_key: "test".into(),

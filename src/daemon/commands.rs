@@ -2,7 +2,7 @@
 //! and logged. Deliberately knows no transport.
 
 use super::queue::Queue;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{RemoteCommand, SecurityEvent, Telemetry};
 use crate::transport::Command;
 use log::{debug, info};
 use std::sync::Arc;
@@ -18,15 +18,20 @@ pub(super) async fn run_commands(
 ) {
     while let Some(control) = asked.recv().await {
         match control {
-            Command::CancelRunning => match queue.cancel_running() {
-                0 => debug!("nothing runs that could be cancelled"),
-                1 => info!("the running request was cancelled"),
-                count => info!("the {count} running requests were cancelled"),
-            },
+            Command::CancelRunning => {
+                let count = queue.cancel_running();
+                telemetry.security.record(&SecurityEvent::command(RemoteCommand::CancelRunning(count)));
+                match count {
+                    0 => debug!("nothing runs that could be cancelled"),
+                    1 => info!("the running request was cancelled"),
+                    count => info!("the {count} running requests were cancelled"),
+                }
+            }
             Command::Threads(threads) => {
                 queue.worker.limit_threads(threads);
                 telemetry.set_thread_limit(threads);
                 report_now.notify_one();
+                telemetry.security.record(&SecurityEvent::command(RemoteCommand::ThreadLimit(threads)));
                 info!("at most {threads} threads compute from the next request on, until the next start");
             }
         }

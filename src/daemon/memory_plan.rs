@@ -5,6 +5,7 @@ use super::memory_guard;
 use crate::config::Config;
 use crate::engine::Footprint;
 use crate::engine::model::KV_BLOCK;
+use crate::guard::filter::Filter;
 use crate::home;
 use crate::protocol::json;
 use crate::telemetry::{history, sensors};
@@ -73,6 +74,8 @@ pub struct ClientMemory {
     pub history: usize,
     /// The cache of answers.
     pub answers: usize,
+    /// The guard's filter, and another one that a reload reads beside it; 0 without one.
+    pub filter: usize,
 }
 
 /// The interfaces that are served over TCP.
@@ -138,13 +141,25 @@ impl ClientMemory {
             home: 0,
             history: 0,
             answers: 0,
+            filter: 0,
         }
     }
 
-    fn total(&self) -> usize {
-        let Self { connections, http, http_least: _, queue, link, home, history, answers } = self;
-        connections + http + queue + link + home + history + answers
+    /// The same with a filter of answers. While a reload reads another one, both are in memory.
+    pub fn with_filter(self, filter: Option<&Filter>, config: &Config) -> Self {
+        ClientMemory { filter: filter.map_or(0, |filter| 2 * filter_bytes(filter, config)), ..self }
     }
+
+    fn total(&self) -> usize {
+        let Self { connections, http, http_least: _, queue, link, home, history, answers, filter } = self;
+        connections + http + queue + link + home + history + answers + filter
+    }
+}
+
+/// The most bytes that a filter takes: with a stream for each answer, one for an answer that is suspended, and one for a
+/// search in a whole text.
+pub(super) fn filter_bytes(filter: &Filter, config: &Config) -> usize {
+    filter.bytes(config.budget.parallel.unwrap_or(DEFAULT_PARALLEL) + 2)
 }
 
 /// How many prompts of the broker link may wait in the queue besides the `depth` of the socket.
@@ -248,6 +263,15 @@ impl MemoryPlan {
         self.clients.http / http::BODY_FACTOR
     }
 
+    /// Bytes that filters may take together: what is planned for them, and what no other part of the plan needs.
+    pub fn filter_place(&self) -> usize {
+        let most = match self.unplanned_grammar() {
+            None => self.total_with_structured_output(),
+            Some(_) => self.total(),
+        };
+        self.clients.filter + self.budget.bytes.saturating_sub(most)
+    }
+
     /// All of the plan, the reserve included.
     pub fn total(&self) -> usize {
         self.used().saturating_add(self.reserve())
@@ -314,7 +338,7 @@ impl fmt::Display for MemoryPlan {
             f,
             "memory plan: weights {} + repacked {} + KV cache {} ({together}{} tokens) + scratch {} + tokenizer {} + \
              connections {} + HTTP {} + queue {} + broker link {} + home {} + history {} + \
-             answers {} + daemon {} + reserve {} = {} of {} MiB",
+             answers {} + filter {} + daemon {} + reserve {} = {} of {} MiB",
             Mebibytes(mapped),
             Mebibytes(copied),
             Mebibytes(self.footprint.cache_bytes(self.context).saturating_mul(self.parallel)),
@@ -328,6 +352,7 @@ impl fmt::Display for MemoryPlan {
             Mebibytes(self.clients.home),
             Mebibytes(self.clients.history),
             Mebibytes(self.clients.answers),
+            Mebibytes(self.clients.filter),
             Mebibytes(DAEMON_BYTES),
             Mebibytes(self.reserve()),
             Mebibytes(self.total()),
@@ -369,6 +394,8 @@ impl fmt::Display for TooLarge {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Host;
+    use std::path::PathBuf;
 
     const MODEL: Footprint = Footprint {
         mapped: 100 << 20,
@@ -390,6 +417,7 @@ mod tests {
         home: 0,
         history: 0,
         answers: 0,
+        filter: 0,
     };
 
     fn plan(model: &Footprint, configured: Option<usize>, bytes: usize) -> Result<MemoryPlan, Box<TooLarge>> {
@@ -445,6 +473,37 @@ mod tests {
         assert_eq!(without, ClientMemory::estimate(16, &[unix], None));
         assert_eq!(with.connections - without.connections, 16 * wyoming::CONNECTION_BYTES);
         assert_eq!(with.queue - without.queue, 16 * REQUEST_BYTES, "the texts have one limit");
+    }
+
+    #[test]
+    fn a_filter_is_planned_twice_and_another_may_take_what_is_left_of_the_budget() {
+        let filter = Filter::parse("some words\n/[0-9]{8}/\n").expect("sound");
+        let config = Config::defaults(&Host {
+            name: "cellar".into(),
+            memory_bytes: 1 << 30,
+            processors: 4,
+            big: vec![],
+            runtime_dir: PathBuf::new(),
+            cache_dir: PathBuf::new(),
+            state_dir: PathBuf::new(),
+            credentials_dir: None,
+        });
+        let takes = filter_bytes(&filter, &config);
+        assert!((512 << 10..4 << 20).contains(&takes), "{takes}");
+        let clients = CLIENTS.with_filter(Some(&filter), &config);
+        assert_eq!((clients.filter, CLIENTS.with_filter(None, &config).filter), (2 * takes, 0));
+        let budget = |mb: usize| MemoryBudget { bytes: mb << 20, is_cgroup_limit: false };
+        let planned =
+            |clients, mb| MemoryPlan::make(&MODEL, 64, Some(64), Some(1), clients, budget(mb)).expect("fits");
+        let (with, without) = (planned(clients, 1000), planned(CLIENTS, 1000));
+        assert_eq!(with.total() - without.total(), 2 * takes);
+        assert_eq!(with.filter_place(), without.filter_place(), "all that is left");
+        assert_eq!(with.filter_place() - 2 * takes, (1000 << 20) - with.total());
+        // In a full plan there is the place for a filter of the same size, and without a filter none.
+        let least = (1..1000)
+            .find(|mb| MemoryPlan::make(&MODEL, 64, Some(64), Some(1), clients, budget(*mb)).is_ok());
+        let least = planned(clients, least.expect("some budget is enough"));
+        assert!((2 * takes..2 * takes + (1 << 20)).contains(&least.filter_place()), "{least}");
     }
 
     #[test]

@@ -40,6 +40,7 @@ use crate::engine::error::LoadError;
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::tokenizer::{ChatTemplate, LocalClock};
 use crate::engine::{self, ModelFile, Source};
+use crate::guard::filter::Filter;
 use crate::protocol::MqttLink;
 use crate::protocol::api::ModelCard;
 use crate::telemetry::alerts::{Alert, Kind};
@@ -138,11 +139,16 @@ pub fn open_model(config: &Config) -> Result<ModelFile, DaemonError> {
 }
 
 /// Maps the configured model and plans its memory; nothing is loaded yet. `serves`: which clients there
-/// will be besides those of the socket.
-pub fn plan(config: &Config, serves: ServedOverTcp) -> Result<(ModelFile, MemoryPlan), DaemonError> {
+/// will be besides those of the socket; `filter`: that of prompts and answers.
+pub fn plan(
+    config: &Config,
+    serves: ServedOverTcp,
+    filter: Option<&Filter>,
+) -> Result<(ModelFile, MemoryPlan), DaemonError> {
     let file = open_model(config)?;
     let footprint = file.footprint();
-    let (clients, allowed) = (ClientMemory::of(config, serves), MemoryBudget::of_config(config));
+    let (clients, allowed) =
+        (ClientMemory::of(config, serves).with_filter(filter, config), MemoryBudget::of_config(config));
     let most_context = config.profile.map_or(usize::MAX, Profile::most_context);
     let most_parallel = config.profile.map_or(usize::MAX, Profile::most_parallel);
     let plan = |parallel| {
@@ -170,7 +176,8 @@ pub async fn run(
         http: configured.http || !passed.http.is_empty(),
         wyoming: configured.wyoming || !passed.wyoming.is_empty(),
     };
-    let (file, plan) = plan(&config, serves)?;
+    let filter = shared_guard::load_filter(&config.guard).map_err(DaemonError::Setup)?;
+    let (file, plan) = plan(&config, serves, filter.as_ref())?;
     info!("{plan}");
     if plan.budget.is_cgroup_limit {
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
@@ -189,7 +196,9 @@ pub async fn run(
     let home = home::configured(&config).map_err(DaemonError::Setup)?;
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     queue.guard.use_stored_key(config.device.state_dir.as_deref());
-    queue.guard.read_filter(&config.guard).map_err(DaemonError::Setup)?;
+    let guard = Arc::clone(&queue.guard);
+    telemetry.security.name_clients(move |client| guard.shown_client(client));
+    queue.guard.set_filter(filter);
     let worker = Worker {
         intents: HomeIntents { home: home.clone(), is_built_in: config.model.path.is_none() },
         queue: Arc::clone(&queue),
@@ -350,6 +359,7 @@ impl Daemon {
         if let Some(history) = &self.history {
             history.finish().await;
         }
+        self.telemetry.security.finish();
         info!("stopped");
         fault.map_or(Ok(()), |message| Err(DaemonError::Setup(message)))
     }
@@ -537,7 +547,7 @@ mod tests {
         };
         let running = Config::defaults(&host);
         let telemetry = Arc::new(Telemetry::new(0));
-        let (_, plan) = plan(&running, ServedOverTcp::default()).expect("the built-in model fits");
+        let (_, plan) = plan(&running, ServedOverTcp::default(), None).expect("the built-in model fits");
         let queue = Arc::new(Queue::new(&running, &plan, telemetry.clone()));
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {

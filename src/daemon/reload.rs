@@ -8,7 +8,7 @@ use super::queue::Queue;
 use super::{home, locked};
 use crate::config::{Config, ConfigDiff};
 use crate::home::SharedHome;
-use crate::telemetry::{self, Telemetry};
+use crate::telemetry::{self, ReloadOutcome, SecurityEvent, Telemetry};
 use log::{error, info, warn};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -52,20 +52,27 @@ impl LiveSettings {
 
     /// Applies what changed. An invalid configuration changes nothing.
     pub fn reload(&mut self) {
-        match (self.read_config)() {
+        let outcome = match (self.read_config)() {
             Ok(wanted) => self.apply(&wanted),
-            Err(message) => error!("not reloaded, the settings stay as they were: {message}"),
-        }
+            Err(message) => {
+                error!("not reloaded, the settings stay as they were: {message}");
+                ReloadOutcome::Refused
+            }
+        };
+        self.telemetry.security.record(&SecurityEvent::reload(outcome));
     }
 
-    fn apply(&mut self, wanted: &Config) {
+    fn apply(&mut self, wanted: &Config) -> ReloadOutcome {
         let changes = self.running.diff(wanted);
         self.running.adopt(wanted);
         self.queue.adopt(wanted);
         if let Some(shortage) = self.queue.answers.shortage(wanted.cache.answers_bytes) {
             warn!("{shortage}");
         }
-        self.queue.guard.reload_filter(&wanted.guard);
+        let filter = self.queue.reload_filter(wanted, &self.running);
+        if let Err(message) = &filter {
+            error!("the filter stays as it was: {message}");
+        }
         publish(&self.interval, &wanted.telemetry.interval);
         publish(&self.textfile, &wanted.telemetry.textfile);
         if let Some(names) = &self.home {
@@ -79,6 +86,7 @@ impl LiveSettings {
         } else {
             warn!("{}", summary(&changes));
         }
+        if filter.is_ok() { ReloadOutcome::Applied } else { ReloadOutcome::FilterKept }
     }
 }
 

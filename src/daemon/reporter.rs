@@ -125,6 +125,7 @@ impl HostSampler {
             self.report_now.notify_one();
             self.forward_alert(alert);
         }
+        self.telemetry.security.summarize(now);
         self.telemetry.record_history(now, SystemTime::now());
     }
 

@@ -7,10 +7,15 @@ use crate::config;
 use crate::guard::filter::{self, Filter};
 use crate::guard::{Denied, Guard};
 use crate::transport::Inbound;
-use log::{error, warn};
+use log::warn;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+
+/// Reads the filter's file, if there is one; the error names the file and the line.
+pub(super) fn load_filter(settings: &config::Guard) -> Result<Option<Filter>, String> {
+    settings.filter_file.as_deref().map(filter::load).transpose()
+}
 
 /// The guard behind a lock, which is held only while one request is checked.
 #[derive(Debug)]
@@ -39,18 +44,36 @@ impl SharedGuard {
         locked(&self.0).adopt(settings.clone());
     }
 
-    /// Reads the filter's file; the error names the file and the line, and the filter stays as it was.
-    pub fn read_filter(&self, settings: &config::Guard) -> Result<(), String> {
-        let filter = settings.filter_file.as_deref().map(filter::load).transpose()?;
+    /// Sets the filter of a start, whose memory is planned.
+    pub fn set_filter(&self, filter: Option<Filter>) {
         locked(&self.0).set_filter(filter.map(Arc::new));
-        Ok(())
     }
 
-    /// Reads the filter's file at a reload. A file with an error changes nothing.
-    pub fn reload_filter(&self, settings: &config::Guard) {
-        if let Err(message) = self.read_filter(settings) {
-            error!("the filter stays as it was: {message}");
+    /// Reads the filter's file at a reload. A file with an error, or with patterns for which the memory plan has no place
+    /// (`bytes`) beside those of now, changes nothing; the error names the file.
+    pub fn reload_filter(
+        &self,
+        settings: &config::Guard,
+        place: usize,
+        bytes: impl Fn(&Filter) -> usize,
+    ) -> Result<(), String> {
+        let filter = load_filter(settings)?.filter(|filter| !filter.is_empty());
+        // The searches that run end with the filter that they began with.
+        let now = self.filter().map_or(0, |filter| bytes(&filter));
+        if let (Some(filter), Some(path)) = (&filter, &settings.filter_file) {
+            let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+            let wanted = bytes(filter);
+            if now + wanted > place {
+                return Err(format!(
+                    "{}: takes {:.1} MiB, and the memory plan has {:.1}; restart the daemon, which plans it, or take patterns out",
+                    path.display(),
+                    mib(wanted),
+                    mib(place.saturating_sub(now))
+                ));
+            }
         }
+        self.set_filter(filter);
+        Ok(())
     }
 
     /// Checks a request, limits what it may ask for, and gives its client the name under which it is shown.
@@ -58,6 +81,11 @@ impl SharedGuard {
         let mut guard = locked(&self.0);
         inbound.client = guard.shown_client(&inbound.limit_key, std::mem::take(&mut inbound.client));
         guard.check(&inbound.limit_key, &mut inbound.request, Instant::now())
+    }
+
+    /// How a client is shown whose requests did not come as far as the guard.
+    pub fn shown_client(&self, client: &str) -> String {
+        locked(&self.0).shown_client(client, client.to_owned())
     }
 
     /// Checks a prompt of so many tokens.

@@ -32,7 +32,7 @@ pub use report::{
 
 pub use request_id::RequestId;
 pub use response_format::ResponseFormat;
-pub use security::{ClientRefusals, GuardReason, GuardRefusals, Security};
+pub use security::{ClientInterface, ClientRefusals, GuardReason, GuardRefusals, Security};
 pub use tools::{Tool, ToolCall, ToolChoice};
 
 use serde::Serialize;

@@ -49,7 +49,7 @@ pub struct Report {
 }
 
 /// How much the governor lets the daemon compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct GovernorState {
     /// Threads that compute.
     pub threads: usize,
@@ -57,6 +57,10 @@ pub struct GovernorState {
     pub percent: u8,
     /// Why it is no more.
     pub reason: GovernorReason,
+    /// The temperature in degrees Celsius that is to be kept; null without one.
+    pub target_c: Option<f64>,
+    /// The power in watts that is to be kept; null without one.
+    pub limit_watts: Option<f64>,
 }
 
 /// What limits how much is computed.
@@ -73,6 +77,28 @@ pub enum GovernorReason {
     QuietHours,
     /// The machine runs on its battery.
     Battery,
+}
+
+impl GovernorReason {
+    /// All of them.
+    pub const ALL: [GovernorReason; 5] = [
+        GovernorReason::None,
+        GovernorReason::Temperature,
+        GovernorReason::Power,
+        GovernorReason::QuietHours,
+        GovernorReason::Battery,
+    ];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            GovernorReason::None => "none",
+            GovernorReason::Temperature => "temperature",
+            GovernorReason::Power => "power",
+            GovernorReason::QuietHours => "quiet_hours",
+            GovernorReason::Battery => "battery",
+        }
+    }
 }
 
 /// What happened to log lines.

@@ -1,4 +1,4 @@
-//! What the guard refused, as it is counted and reported.
+//! What concerns the security of the daemon, as it is counted and reported.
 
 use serde::Serialize;
 
@@ -39,6 +39,31 @@ impl GuardReason {
             GuardReason::ControlCharacters => "control_characters",
             GuardReason::ContentFiltered => "content_filtered",
             GuardReason::ResponseFiltered => "response_filtered",
+        }
+    }
+}
+
+/// An interface, as the security record names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ClientInterface {
+    /// The Unix socket, also where HTTP is spoken on it.
+    Unix,
+    /// HTTP over TCP.
+    Http,
+    /// The broker.
+    Mqtt,
+    /// The Wyoming protocol.
+    Wyoming,
+}
+
+impl ClientInterface {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            ClientInterface::Unix => "unix",
+            ClientInterface::Http => "http",
+            ClientInterface::Mqtt => "mqtt",
+            ClientInterface::Wyoming => "wyoming",
         }
     }
 }
@@ -94,6 +119,14 @@ pub struct Security {
     pub refused: GuardRefusals,
     /// The same of the 16 clients with the most, then of all others together, where there are any.
     pub clients: Vec<ClientRefusals>,
+    /// Calls over HTTP without a token that is needed, or with a wrong one.
+    pub failed_tokens: u64,
+    /// Commands that concern others' requests: cancellations over MQTT, limits on threads.
+    pub commands: u64,
+    /// How often the configuration was read again, whatever came of it.
+    pub reloads: u64,
+    /// Of these, those of which something was not applied, since it has an error.
+    pub reloads_refused: u64,
 }
 
 /// The refusals of one client, or of all that are not named.

@@ -33,7 +33,9 @@ pub use http_calls::{HttpApi, HttpCounters};
 pub use journal::{journal_line, write_alert, write_answered, write_journal};
 pub use latency::{Distribution, ErrorType, Quantity};
 pub use rfc3339::rfc3339;
-pub use security::SecurityCounters;
+pub use security::{
+    ReloadOutcome, RemoteCommand, SecurityEvent, SecurityEventKind, SecurityRecord, TokenFailure,
+};
 pub use structured_output::StructuredOutputCounters;
 pub use waiting::WaitingCounters;
 
@@ -81,8 +83,8 @@ pub struct Telemetry {
     pub waiting: WaitingCounters,
     /// Counters of calls over HTTP.
     pub http: HttpCounters,
-    /// Counters of what the guard refused.
-    pub security: SecurityCounters,
+    /// What concerns the security of the daemon: counters, and the record.
+    pub security: SecurityRecord,
     /// Facts about the health of the daemon.
     pub health: HealthFacts,
     /// At most so many threads compute; 0 until it is set.
@@ -166,7 +168,7 @@ impl Telemetry {
             decoding: DecodingCounters::default(),
             waiting: WaitingCounters::default(),
             http: HttpCounters::default(),
-            security: SecurityCounters::default(),
+            security: SecurityRecord::default(),
             health: HealthFacts::default(),
             thread_limit: Counter::default(),
             about: OnceLock::new(),

@@ -15,7 +15,7 @@ pub mod tcp_accept;
 pub mod unix;
 pub mod wyoming;
 
-use crate::protocol::{Code, Event, Metadata, Refusal, Request, RequestId, TokenLogprob};
+use crate::protocol::{ClientInterface, Code, Event, Metadata, Refusal, Request, RequestId, TokenLogprob};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -29,6 +29,8 @@ pub struct Inbound {
     pub request: Request,
     /// The id that its events carry: the client's own, else one that the transport made.
     pub id: RequestId,
+    /// The interface that it came over.
+    pub interface: ClientInterface,
     /// Who sent it, as the log shows it: `unix:uid=1000`, `mqtt:kitchen`. Two clients may be shown alike.
     pub client: String,
     /// Identifies the client for stored answers: no two clients have the same one.

@@ -46,6 +46,10 @@ async fn a_queue_that_stays_full_raises_one_alert_and_clears_it_once() {
     assert_eq!(raised(&mut watcher).await, json!(["queue"]));
     let list = watcher.ask(json!({"alerts": true})).await;
     assert_eq!(list, json!({"event": "alerts", "raised": [alert], "recent": []}));
+    for question in ["alerts", "health", "telemetry", "metrics"] {
+        let answer = watcher.ask(json!({"id": format!("my {question}"), question: true})).await;
+        assert_eq!((&answer["event"], &answer["id"]), (&question.into(), &format!("my {question}").into()));
+    }
     // What is raised is retained, for whoever comes later.
     let mut retained = Listener::on(&broker, "bitnetd/cellar/alerts").await;
     assert_eq!(retained.wait(|list| list.json() != json!([])).await.json(), json!([alert]));

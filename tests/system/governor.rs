@@ -32,12 +32,20 @@ async fn quiet_hours_reduce_the_effort_change_no_answer_and_end_with_a_reload() 
     folder.config(&settings("quiet_hours = \"00:00-24:00\"\nreduced_percent = 10\n"));
     daemon.process.signal(Signal::HUP);
     daemon.says("changed: governor.quiet_hours, governor.reduced_percent").await;
-    until_governed(&mut client, json!({"threads": 1, "percent": 20, "reason": "quiet_hours"})).await;
+    until_governed(
+        &mut client,
+        json!({"threads": 1, "percent": 20, "reason": "quiet_hours", "target_c": null, "limit_watts": null}),
+    )
+    .await;
     daemon.says("governor: 1 of 2 threads, 20 % of the time: these are quiet hours").await;
     let quiet = client.ask(ask).await;
     assert_eq!((&quiet["text"], &quiet["event"]), (&usual["text"], &json!("done")));
     folder.config(&settings("target_c = 100\n"));
     daemon.process.signal(Signal::HUP);
-    until_governed(&mut client, json!({"threads": 2, "percent": 100, "reason": "none"})).await;
+    until_governed(
+        &mut client,
+        json!({"threads": 2, "percent": 100, "reason": "none", "target_c": 100.0, "limit_watts": null}),
+    )
+    .await;
     daemon.stop().await;
 }

@@ -22,7 +22,7 @@ async fn report(client: &mut Client) -> Value {
 }
 
 /// The status and the body of a call over TCP.
-async fn call(port: u16, token: &str, body: &str) -> (u16, String) {
+pub(crate) async fn call(port: u16, token: &str, body: &str) -> (u16, String) {
     let head = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n",
@@ -42,7 +42,7 @@ async fn call(port: u16, token: &str, body: &str) -> (u16, String) {
 }
 
 /// A port with two tokens: `a`, whose holder has the name `kitchen`, and `b`, which has none.
-fn http_settings(folder: &Folder, port: u16) -> String {
+pub(crate) fn http_settings(folder: &Folder, port: u16) -> String {
     let tokens = folder.write("tokens", "kitchen a\nb\n");
     std::fs::set_permissions(&tokens, std::fs::Permissions::from_mode(0o600)).expect("our own");
     format!("[http]\nlisten = \"127.0.0.1:{port}\"\ntoken_file = \"{}\"\n", tokens.display())
@@ -304,4 +304,36 @@ async fn a_client_appears_as_the_same_eight_characters_after_a_restart_until_its
     Listener::hears_online(&broker).await;
     broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt/kitchen", "-m", "stop"]).await;
     daemon.says("mqtt:kitchen").await;
+}
+
+#[tokio::test]
+async fn a_reload_whose_filter_has_no_place_in_the_memory_plan_keeps_the_filter() {
+    let folder = Folder::new();
+    let few = filter_settings(&folder, "bad word\n");
+    // The smallest budget with which it starts leaves nothing besides the plan.
+    folder.config(&format!("{few}[budget]\nmemory_mb = 8\nparallel = 1\n"));
+    let file = folder.path("bitnetd.toml").display().to_string();
+    let refused =
+        run(&["serve", "--config", &file, "--socket", &folder.path("s").display().to_string()]).await;
+    let allow = refused.error_line().split("; allow ").nth(1).unwrap_or_else(|| panic!("{refused:?}"));
+    let least: usize =
+        allow.split(|c: char| !c.is_ascii_digit()).next().and_then(|mb| mb.parse().ok()).expect("MiB");
+    let settings = format!("{few}[budget]\nmemory_mb = {least}\nparallel = 1\n");
+    let daemon = Daemon::start(&folder, &settings).await;
+    let mut client = daemon.client().await;
+    folder.write("filter", "other word\n");
+    daemon.process.signal(Signal::HUP);
+    let changed = async {
+        while client.ask(json!({"prompt": "an other word", "max_tokens": 1})).await["event"] != "error" {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, changed).await.expect("a filter of the same size has a place");
+    let many: String = (0..1500).map(|word| format!("word {word} and some more of it\n")).collect();
+    folder.write("filter", &many);
+    daemon.process.signal(Signal::HUP);
+    daemon.says("and the memory plan has ").await;
+    daemon.says("\"reason\":\"filter_kept\"").await;
+    let refused = client.ask(json!({"prompt": "an other word"})).await;
+    assert_eq!(refused["code"], "content_filtered", "{refused}");
 }

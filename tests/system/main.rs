@@ -37,6 +37,7 @@ mod queueing;
 mod reload;
 mod report;
 mod restart;
+mod security;
 mod shared_decoding;
 mod soak;
 mod speculation;

@@ -69,13 +69,11 @@ async fn a_command_that_fails_ends_though_nobody_reads_why() {
     assert_eq!(process.ended().await.code(), Some(2));
 }
 
-#[tokio::test]
-async fn a_stalled_journald_does_not_block() {
-    let folder = Folder::new();
+/// A socket in the place of journald's, and the command of a daemon that logs to it; `None` where it cannot be replaced.
+pub(crate) fn with_journal(folder: &Folder, settings: &str) -> Option<(UnixDatagram, Command)> {
     let journal = folder.path("journal");
     std::fs::create_dir(&journal).expect("a temporary folder");
-    // Bound and never read: datagrams pile up until the kernel takes no more.
-    let _unread = UnixDatagram::bind(journal.join("socket")).expect("a short path");
+    let socket = UnixDatagram::bind(journal.join("socket")).expect("a short path");
     let mount = format!(
         "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind {} /run/systemd/journal",
         text(&journal)
@@ -86,14 +84,23 @@ async fn a_stalled_journald_does_not_block() {
         command
     };
     if is_emulated() || !output(&mut alone("true")).is_ok_and(|ended| ended.status.success()) {
-        return println!("skipped: journald's socket cannot be replaced here");
+        println!("skipped: journald's socket cannot be replaced here");
+        return None;
     }
-    let config = folder.config(CHATTY);
+    let config = folder.config(settings);
     // As systemd says it: this is the standard error that journald reads.
     let log = std::fs::metadata(folder.write("log", "")).expect("just made");
     let mut command = alone("exec \"$@\"");
     command.args(words()).args(["serve", "--config", text(&config)]);
     command.env("JOURNAL_STREAM", format!("{}:{}", log.dev(), log.ino()));
+    Some((socket, command))
+}
+
+#[tokio::test]
+async fn a_stalled_journald_does_not_block() {
+    let folder = Folder::new();
+    // Never read: datagrams pile up until the kernel takes no more.
+    let Some((_unread, mut command)) = with_journal(&folder, CHATTY) else { return };
     let mut daemon = Daemon::spawn(&mut command, &folder);
     answers_and_stops_though_lines_are_dropped(&mut daemon, 100).await;
 }

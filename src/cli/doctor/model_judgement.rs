@@ -75,7 +75,7 @@ impl ModelJudgement {
         let path = (named != Path::new(BUILT_IN)).then(|| named.to_owned());
         let file = shortened(&named.display().to_string());
         let config = with_model(config, path);
-        match daemon::plan(&config, ServedOverTcp::of(&config)) {
+        match daemon::plan(&config, ServedOverTcp::of(&config), None) {
             Ok((model, plan)) => Judge { config: &config, plan: &plan }.judge(file, model),
             // What boards would do is worth more than the refusal alone.
             Err(DaemonError::Budget(refused)) => Self::too_large(&config, file, &refused.to_string()),

@@ -4,6 +4,7 @@
 //! report is made.
 
 mod alerts;
+mod limits;
 mod render;
 mod report_view;
 mod terminal;

@@ -3,8 +3,8 @@
 //! Pure. It reads the report as JSON, as any other client has to, and leaves out unknown values. Deliberately knows
 //! no terminal.
 
-use super::alerts;
 use super::report_view::ReportView;
+use super::{alerts, limits};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -76,6 +76,7 @@ pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize,
         ("heat", heat(&view, &trends.heat)),
         ("throttled", throttled(&view)),
         ("processor", processor(&view, &trends.processor)),
+        ("governor", limits::governor(&view)),
         ("memory", memory(&view)),
         ("speed", speed(&view)),
         ("requests", requests(&view)),
@@ -83,6 +84,7 @@ pub(super) fn frame(report: &Value, trends: &Trends, socket: &str, width: usize,
         ("together", together(&view)),
         ("waiting", waiting(&view)),
         ("broker", broker(&view)),
+        ("security", limits::security(&view)),
     ];
     let name = |name: &str| style(&format!("{name:<11}"), BOLD, colours);
     lines.extend(rows.into_iter().filter_map(|(row, shown)| Some(format!("{} {}", name(row), shown?))));

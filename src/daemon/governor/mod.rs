@@ -71,7 +71,8 @@ impl EffortGovernor {
             EffortReason::Reduced if is_quiet => GovernorReason::QuietHours,
             EffortReason::Reduced => GovernorReason::Battery,
         };
-        let state = GovernorState { threads, percent, reason };
+        let config::Governor { target_c, limit_watts, .. } = self.settings;
+        let state = GovernorState { threads, percent, reason, target_c, limit_watts };
         let before = self.state.replace(state);
         if before.is_some_and(|before| before != state) {
             self.log_change(state, inputs);
@@ -80,7 +81,7 @@ impl EffortGovernor {
     }
 
     fn log_change(&self, state: GovernorState, inputs: GovernorInputs) {
-        let GovernorState { threads, percent, reason } = state;
+        let GovernorState { threads, percent, reason, .. } = state;
         let reading = |value: Option<f64>, unit: &str| {
             value.map_or("unknown".to_owned(), |value| format!("{value:.1} {unit}"))
         };
@@ -94,7 +95,7 @@ impl EffortGovernor {
             GovernorReason::Battery => "a battery supplies the machine".to_owned(),
         };
         info!(
-            GOVERNOR_THREADS = threads, GOVERNOR_PERCENT = percent;
+            GOVERNOR_THREADS = threads, GOVERNOR_PERCENT = percent, GOVERNOR_REASON = reason.name();
             "governor: {threads} of {} threads, {percent} % of the time: {why}", self.threads
         );
     }
@@ -119,7 +120,9 @@ mod tests {
     fn quiet_hours_and_the_battery_reduce_the_effort_at_once() {
         let worker = WorkerControls::default();
         let mut governor = EffortGovernor::new(settings(Some("22:00-07:00"), true), 4);
-        let state = |threads, percent, reason| Some(GovernorState { threads, percent, reason });
+        let state = |threads, percent, reason| {
+            Some(GovernorState { threads, percent, reason, target_c: None, limit_watts: None })
+        };
         let (plugged, battery) =
             (Snapshot::default(), Snapshot { is_on_battery: true, ..Snapshot::default() });
         assert_eq!(governor.control(&plugged, 12 * 60, true, &worker), state(4, 100, GovernorReason::None));

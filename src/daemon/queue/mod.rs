@@ -12,14 +12,14 @@ use super::admission::{Admission, QueuedRequest, Refused};
 use super::answer_cache::SharedAnswers;
 use super::locked;
 use super::memory_guard::MemoryGuard;
-use super::memory_plan::MemoryPlan;
+use super::memory_plan::{MemoryPlan, filter_bytes};
 use super::request_defaults::SharedDefaults;
 use super::running::RunningRequests;
 use super::shared_guard::SharedGuard;
 use crate::config::Config;
 use crate::guard::Denied;
 use crate::protocol::Refusal;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{SecurityEvent, SecurityEventKind, Telemetry};
 use crate::transport::Inbound;
 use log::info;
 use memory_watch::MemoryWatch;
@@ -45,9 +45,11 @@ pub(super) struct Queue {
     /// The timeout of requests that name none, in milliseconds.
     timeout_ms: AtomicU64,
     /// What clients may ask.
-    pub guard: SharedGuard,
+    pub guard: Arc<SharedGuard>,
     /// What holds for requests that do not say it.
     pub defaults: SharedDefaults,
+    /// Bytes that the filters of the guard may take together.
+    filter_place: usize,
     /// The requests that the worker answers.
     pub running: Arc<RunningRequests>,
     /// Whether the process is short of memory.
@@ -71,7 +73,8 @@ impl Queue {
         let queue = Queue {
             admission,
             telemetry,
-            guard: SharedGuard::new(&config.guard),
+            guard: Arc::new(SharedGuard::new(&config.guard)),
+            filter_place: plan.filter_place(),
             defaults: SharedDefaults::default(),
             offered: Condvar::new(),
             occupied: Notify::new(),
@@ -93,6 +96,12 @@ impl Queue {
         self.defaults.adopt(&config.defaults);
         self.guard.adopt(&config.guard);
         locked(&self.admission).set_client_percent(config.queue.client_percent);
+    }
+
+    /// Reads the filter's file of a reload; `running`: the settings with which memory was planned. An error says why the
+    /// filter stays as it was.
+    pub fn reload_filter(&self, wanted: &Config, running: &Config) -> Result<(), String> {
+        self.guard.reload_filter(&wanted.guard, self.filter_place, |filter| filter_bytes(filter, running))
     }
 
     /// Admits a request, or refuses it.
@@ -236,8 +245,15 @@ impl Queue {
 
     /// Refuses a request that the guard does not allow.
     pub fn deny(&self, inbound: Inbound, denied: Denied) {
-        self.telemetry.security.refused(&inbound.client, denied.reason);
-        self.refuse(inbound, denied.refusal);
+        let Denied { reason, filter_line, refusal } = denied;
+        self.telemetry.security.record(&SecurityEvent {
+            kind: SecurityEventKind::Refused { reason, filter_line },
+            client: Some(&inbound.client),
+            request_id: Some(inbound.id.as_str()),
+            interface: Some(inbound.interface),
+            address: None,
+        });
+        self.refuse(inbound, refusal);
     }
 
     /// Refuses requests that waited until now.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::Host;
 use crate::daemon::{ServedOverTcp, plan};
-use crate::protocol::{Code, Event, Priority, Report, json};
+use crate::protocol::{ClientInterface, Code, Event, Priority, Report, json};
 use crate::transport::{Cancel, Reply, WhenFull};
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -24,7 +24,7 @@ fn queue(telemetry: &Arc<Telemetry>) -> Queue {
     let mut config = Config::defaults(&host);
     config.queue.depth = 2;
     config.guard.clear_ids = true;
-    let (_, plan) = plan(&config, ServedOverTcp::default()).expect("the built-in model fits");
+    let (_, plan) = plan(&config, ServedOverTcp::default(), None).expect("the built-in model fits");
     Queue::new(&config, &plan, Arc::clone(telemetry))
 }
 
@@ -36,6 +36,7 @@ fn offer(queue: &Queue, client: &str, priority: Priority, events: &mpsc::Sender<
     queue.offer(Inbound {
         request,
         id: "a".into(),
+        interface: ClientInterface::Unix,
         client: client.into(),
         cache_key: client.into(),
         queue_key: client.into(),

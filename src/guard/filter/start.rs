@@ -51,6 +51,12 @@ impl StartTable {
         Some(StartTable(by_byte.into_boxed_slice()))
     }
 
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        let entries: usize = self.0.iter().map(Vec::capacity).sum();
+        entries * size_of::<StartEntry>() + self.0.len() * size_of::<Vec<StartEntry>>()
+    }
+
     /// The beginnings with this byte.
     pub fn entries(&self, byte: u8) -> &[StartEntry] {
         &self.0[usize::from(byte)]

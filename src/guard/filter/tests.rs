@@ -1,5 +1,6 @@
 use super::*;
 use crate::random::Lcg;
+use regex_automata::{Anchored, meta};
 use std::sync::Arc;
 
 fn filter(text: &str) -> Arc<Filter> {
@@ -133,22 +134,47 @@ fn cut<'t>(text: &'t str, numbers: &mut Lcg) -> Vec<&'t str> {
     pieces
 }
 
+/// The same patterns in another engine.
+fn reference(patterns: &str) -> meta::Regex {
+    let patterns = file::patterns(patterns).expect("sound");
+    let regexes: Vec<&str> = patterns.iter().map(|pattern| pattern.regex.as_str()).collect();
+    meta::Regex::new_many(&regexes).expect("sound")
+}
+
 /// Whether a match of the text begins at this place.
-fn matches_from(filter: &Filter, text: &str, start: usize) -> bool {
-    filter.whole.is_match(Input::new(text).span(start..text.len()).anchored(Anchored::Yes))
+fn matches_from(reference: &meta::Regex, text: &str, start: usize) -> bool {
+    reference.is_match(Input::new(text).span(start..text.len()).anchored(Anchored::Yes))
+}
+
+#[test]
+fn where_the_dfa_gives_up_the_text_is_searched_all_the_same_and_memory_is_as_planned() {
+    let words: String = (0..1000).map(|word| format!("word {word} of {}\n", word * 7919)).collect();
+    let filter = filter(&words);
+    let mut numbers = Lcg::new(1);
+    // Beginnings of many patterns, none of which is completed.
+    let text: String = (0..4000)
+        .map(|_| format!("word {} of x{} ", numbers.next_u32() % 1000, numbers.next_u32()))
+        .collect();
+    assert_eq!(filter.find(&text), None);
+    assert!(filter.search(&text).is_err(), "it gave up");
+    assert_eq!(filter.find(&format!("{text} word 999 OF 7911081")).map(|found| found.line), Some(1000));
+    let cached = filter.cache.lock().expect("no panic").memory_usage();
+    // It is cleared once it is full, so it may be a state beyond.
+    assert!(cached <= filter.cache_bytes + DFA_BYTES, "{cached} of {}", filter.cache_bytes);
+    assert!(filter.bytes(0) < 16 << 20, "{}", filter.bytes(0));
 }
 
 #[test]
 fn any_split_of_a_text_ends_as_the_whole_does_and_gives_out_no_part_of_a_match() {
     let (mut numbers, mut matched) = (Lcg::new(42), 0);
     for patterns in PATTERNS {
-        let filter = filter(patterns);
+        let (filter, reference) = (filter(patterns), reference(patterns));
         for _ in 0..4000 {
             let text = random_text(&mut numbers);
             let pieces = cut(&text, &mut numbers);
             let (given, end) = streamed(&filter, &pieces);
             let whole = filter.find(&text);
-            assert_eq!(filter.whole.is_match(&text), whole.is_some(), "{patterns:?}: {text:?}");
+            assert_eq!(reference.is_match(&text), whole.is_some(), "{patterns:?}: {text:?}");
             assert_eq!(end.is_err(), whole.is_some(), "{patterns:?}: {pieces:?}: {end:?} {whole:?}");
             let given = given.concat();
             if let Ok(rest) = end {
@@ -158,7 +184,7 @@ fn any_split_of_a_text_ends_as_the_whole_does_and_gives_out_no_part_of_a_match()
             matched += 1;
             assert!(text.starts_with(&given));
             let begun = (0..given.len()).filter(|at| text.is_char_boundary(*at));
-            let begun = begun.filter(|at| matches_from(&filter, &text, *at)).count();
+            let begun = begun.filter(|at| matches_from(&reference, &text, *at)).count();
             assert_eq!(begun, 0, "{patterns:?}: {pieces:?}: {given:?} is part of a match");
         }
     }
@@ -176,7 +202,7 @@ fn for_whatever_is_held_back_there_is_a_text_that_completes_a_match_from_its_fir
     }
     let mut held = 0;
     for patterns in PATTERNS {
-        let filter = filter(patterns);
+        let (filter, reference) = (filter(patterns), reference(patterns));
         for _ in 0..60 {
             let mut stream = FilterStream::new(Arc::clone(&filter));
             let (mut text, mut given) = (String::new(), String::new());
@@ -190,7 +216,7 @@ fn for_whatever_is_held_back_there_is_a_text_that_completes_a_match_from_its_fir
                 }
                 held += 1;
                 let completed =
-                    |suffix: &String| matches_from(&filter, &format!("{text}{suffix}"), given.len());
+                    |suffix: &String| matches_from(&reference, &format!("{text}{suffix}"), given.len());
                 assert!(suffixes.iter().any(completed), "{patterns:?}: {text:?} after {given:?}");
             }
         }

@@ -42,14 +42,14 @@ pub enum Incoming {
     Request(Box<Request>),
     /// `{"cancel":"id"}`, or a number: cancel the request of that id on the same connection.
     Cancel(RequestId),
-    /// `{"telemetry":true}`: the report as it is now.
-    Telemetry,
+    /// `{"telemetry":true}`: the report as it is now. This and the next may have an id, which the answer has too.
+    Telemetry(Option<RequestId>),
     /// `{"metrics":true}`: the same for Prometheus.
-    Metrics,
+    Metrics(Option<RequestId>),
     /// `{"health":true}`: the state of the daemon.
-    Health,
+    Health(Option<RequestId>),
     /// `{"alerts":true}`: what is raised, and what was.
-    Alerts,
+    Alerts(Option<RequestId>),
 }
 
 /// A payload of the cancel topic.
@@ -120,28 +120,35 @@ struct CancelKeys {
     cancel: RequestId,
 }
 
+/// A question about the daemon: one of the keys but the id.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TelemetryKeys {
-    telemetry: bool,
+struct QuestionKeys {
+    id: Option<RequestId>,
+    telemetry: Option<bool>,
+    metrics: Option<bool>,
+    health: Option<bool>,
+    alerts: Option<bool>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MetricsKeys {
-    metrics: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HealthKeys {
-    health: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AlertsKeys {
-    alerts: bool,
+impl QuestionKeys {
+    /// `None` where it asks for nothing.
+    fn incoming(self) -> Option<Result<Incoming, Refusal>> {
+        let QuestionKeys { id, telemetry, metrics, health, alerts } = self;
+        let keys = [("telemetry", telemetry), ("metrics", metrics), ("health", health), ("alerts", alerts)];
+        let mut named = keys.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        let (key, value) = named.next()?;
+        if let Some((other, _)) = named.next() {
+            return Some(Err(invalid(format!("{key} and {other}: ask for one of them at a time"))));
+        }
+        let checked = check_id(id.as_ref()).and_then(|()| asked(key, value));
+        Some(checked.map(|()| match key {
+            "telemetry" => Incoming::Telemetry(id),
+            "metrics" => Incoming::Metrics(id),
+            "health" => Incoming::Health(id),
+            _ => Incoming::Alerts(id),
+        }))
+    }
 }
 
 #[derive(Deserialize)]
@@ -242,21 +249,15 @@ pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
     if body.starts_with(b"\"cancel\"") {
         return parse(bytes).map(|keys: CancelKeys| Incoming::Cancel(keys.cancel));
     }
-    if body.starts_with(b"\"telemetry\"") {
-        let keys: TelemetryKeys = parse(bytes)?;
-        return asked("telemetry", keys.telemetry).map(|()| Incoming::Telemetry);
-    }
-    if body.starts_with(b"\"metrics\"") {
-        let keys: MetricsKeys = parse(bytes)?;
-        return asked("metrics", keys.metrics).map(|()| Incoming::Metrics);
-    }
-    if body.starts_with(b"\"health\"") {
-        let keys: HealthKeys = parse(bytes)?;
-        return asked("health", keys.health).map(|()| Incoming::Health);
-    }
-    if body.starts_with(b"\"alerts\"") {
-        let keys: AlertsKeys = parse(bytes)?;
-        return asked("alerts", keys.alerts).map(|()| Incoming::Alerts);
+    let questions: [&[u8]; 4] = [b"\"telemetry\"", b"\"metrics\"", b"\"health\"", b"\"alerts\""];
+    let is_question = questions.iter().any(|key| body.starts_with(key));
+    if is_question || body.starts_with(b"\"id\"") {
+        match parse(bytes).map(QuestionKeys::incoming) {
+            Ok(Some(question)) => return question,
+            Err(refusal) if is_question => return Err(refusal),
+            // A request whose first key is its id.
+            Ok(None) | Err(_) => {}
+        }
     }
     request(bytes).map(|request| Incoming::Request(Box::new(request)))
 }
@@ -359,47 +360,55 @@ pub fn event(event: &Event) -> Vec<u8> {
     serde_json::to_vec(event).expect("an event holds only strings, numbers and booleans")
 }
 
-/// The report as one event: its own keys beside `"event":"telemetry"`.
-pub fn telemetry(report: &Report) -> Vec<u8> {
+/// The report as one event: its own keys beside `"event":"telemetry"` and the id of the question, if it has one.
+pub fn telemetry(report: &Report, id: Option<&RequestId>) -> Vec<u8> {
     #[derive(Serialize)]
     struct TelemetryEvent<'a> {
         event: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RequestId>,
         #[serde(flatten)]
         report: &'a Report,
     }
-    serde_json::to_vec(&TelemetryEvent { event: "telemetry", report }).expect("a report is plain data")
+    serde_json::to_vec(&TelemetryEvent { event: "telemetry", id, report }).expect("a report is plain data")
 }
 
 /// The health as one event: its own keys beside `"event":"health"`.
-pub fn health(health: &Health) -> Vec<u8> {
+pub fn health(health: &Health, id: Option<&RequestId>) -> Vec<u8> {
     #[derive(Serialize)]
     struct HealthEvent<'a> {
         event: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RequestId>,
         #[serde(flatten)]
         health: &'a Health,
     }
-    serde_json::to_vec(&HealthEvent { event: "health", health }).expect("plain data")
+    serde_json::to_vec(&HealthEvent { event: "health", id, health }).expect("plain data")
 }
 
 /// A list of alerts as one event: its own keys beside `"event":"alerts"`.
-pub fn alerts(list: &impl Serialize) -> Vec<u8> {
+pub fn alerts(list: &impl Serialize, id: Option<&RequestId>) -> Vec<u8> {
     #[derive(Serialize)]
     struct AlertsEvent<'a, T> {
         event: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RequestId>,
         #[serde(flatten)]
         list: &'a T,
     }
-    serde_json::to_vec(&AlertsEvent { event: "alerts", list }).expect("plain data")
+    serde_json::to_vec(&AlertsEvent { event: "alerts", id, list }).expect("plain data")
 }
 
 /// Prometheus' text as one event.
-pub fn metrics(text: &str) -> Vec<u8> {
+pub fn metrics(text: &str, id: Option<&RequestId>) -> Vec<u8> {
     #[derive(Serialize)]
     struct MetricsEvent<'a> {
         event: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RequestId>,
         text: &'a str,
     }
-    serde_json::to_vec(&MetricsEvent { event: "metrics", text }).expect("a string")
+    serde_json::to_vec(&MetricsEvent { event: "metrics", id, text }).expect("a string")
 }
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Refusal> {

@@ -215,19 +215,19 @@ fn a_cancellation_is_distinguished_from_a_request() {
 
 #[test]
 fn the_report_is_asked_for_with_true_and_nothing_else() {
-    assert_eq!(incoming(b" { \"telemetry\" : true }"), Ok(Incoming::Telemetry));
-    for wrong in [&br#"{"telemetry":false}"#[..], br#"{"telemetry":true,"id":"a"}"#, br#"{"telemetry":1}"#] {
+    assert_eq!(incoming(b" { \"telemetry\" : true }"), Ok(Incoming::Telemetry(None)));
+    for wrong in [&br#"{"telemetry":false}"#[..], br#"{"telemetry":true,"x":"a"}"#, br#"{"telemetry":1}"#] {
         assert_eq!(incoming(wrong).expect_err("no question").code, Code::InvalidRequest);
     }
 }
 
 #[test]
 fn metrics_are_asked_for_with_true_and_nothing_else() {
-    assert_eq!(incoming(br#"{"metrics":true}"#), Ok(Incoming::Metrics));
+    assert_eq!(incoming(br#"{"metrics":true}"#), Ok(Incoming::Metrics(None)));
     for wrong in [&br#"{"metrics":false}"#[..], br#"{"metrics":true,"telemetry":true}"#] {
         assert_eq!(incoming(wrong).expect_err("no question").code, Code::InvalidRequest);
     }
-    assert_eq!(metrics("a{b=\"c\"} 1\n"), br#"{"event":"metrics","text":"a{b=\"c\"} 1\n"}"#);
+    assert_eq!(metrics("a{b=\"c\"} 1\n", None), br#"{"event":"metrics","text":"a{b=\"c\"} 1\n"}"#);
 }
 
 #[test]
@@ -336,4 +336,27 @@ fn a_body_has_a_limited_number_of_values() {
     assert_eq!(refusal.code, Code::TooLarge);
     let text = format!("{{\"a\":\"{}\\\"{}\"}}", ",".repeat(20_000), "[".repeat(20_000));
     assert!(body(text.as_bytes(), 1 << 20).is_ok(), "text is one value, whatever is in it");
+}
+
+#[test]
+fn a_question_may_have_an_id_before_or_after_its_key() {
+    let id = || Some("a".into());
+    assert_eq!(incoming(br#"{"health":true,"id":"a"}"#), Ok(Incoming::Health(id())));
+    assert_eq!(incoming(br#"{"id":"a","health":true}"#), Ok(Incoming::Health(id())));
+    assert_eq!(incoming(br#"{"id":"a","alerts":true}"#), Ok(Incoming::Alerts(id())));
+    assert_eq!(incoming(br#"{"id":"a","telemetry":true}"#), Ok(Incoming::Telemetry(id())));
+    assert_eq!(incoming(br#"{"metrics":true,"id":"a"}"#), Ok(Incoming::Metrics(id())));
+    for (line, message) in [
+        (r#"{"health":true,"alerts":true}"#, "health and alerts: ask for one of them at a time"),
+        (r#"{"id":"","health":true}"#, "id: empty"),
+        (r#"{"id":"a","alerts":false}"#, "alerts: false asks for nothing"),
+        (r#"{"id":"a","healthy":true}"#, "unknown field `healthy`"),
+    ] {
+        let refusal = incoming(line.as_bytes()).expect_err(line);
+        assert!(refusal.message.contains(message), "{line}: {}", refusal.message);
+    }
+    let request = incoming(br#"{"id":"a","prompt":"go"}"#).expect("a request");
+    assert!(matches!(request, Incoming::Request(request) if request.id == id()));
+    let event: serde_json::Value = serde_json::from_slice(&metrics("x", id().as_ref())).expect("JSON");
+    assert_eq!(event, serde_json::json!({"event": "metrics", "id": "a", "text": "x"}));
 }

@@ -3,6 +3,7 @@
 //! Source: <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. Deliberately knows nothing of which lines are wanted.
 
 use super::super::journal;
+use super::{SECURITY_IDENTIFIER, SECURITY_TARGET};
 use crate::protocol::text::{Shown, one_line};
 use log::kv::{Error, Key, Value, VisitSource};
 use log::{Level, Record};
@@ -61,9 +62,13 @@ fn payload(record: &Record) -> Vec<u8> {
         Level::Trace => "7",
     };
     fields.add("PRIORITY", priority);
-    fields.add("MESSAGE", &one_line(&record.args().to_string()));
+    let is_security = record.target() == SECURITY_TARGET;
+    let message = record.args().to_string();
+    // JSON that is cut would be none; that of the security record is one line as it is.
+    fields.add("MESSAGE", &if is_security { message } else { one_line(&message) });
     fields.add("SYSLOG_PID", &std::process::id().to_string());
-    fields.add("SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME"));
+    let identifier = if is_security { SECURITY_IDENTIFIER } else { env!("CARGO_PKG_NAME") };
+    fields.add("SYSLOG_IDENTIFIER", identifier);
     fields.add("TARGET", record.target());
     for (key, value) in [("CODE_FILE", record.file()), ("CODE_MODULE", record.module_path())] {
         value.iter().for_each(|value| fields.add(key, value));
@@ -103,6 +108,17 @@ pub fn message_repeats_fields(record: &Record) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_security_record_has_an_identifier_of_its_own_and_is_not_cut() {
+        let json = format!("{{\"client\":\"{}\"}}", "x".repeat(3000));
+        let mut record = Record::builder();
+        let record = record.level(Level::Info).target(SECURITY_TARGET);
+        let sent = payload(&record.args(format_args!("{json}")).build());
+        let sent = String::from_utf8(sent).expect("text");
+        assert!(sent.contains(&format!("\nMESSAGE={json}\n")), "{sent}");
+        assert!(sent.contains("\nSYSLOG_IDENTIFIER=bitnetd-security\n"), "{sent}");
+    }
 
     #[test]
     fn each_field_is_one_line_with_a_name_that_journald_keeps() {

@@ -51,6 +51,18 @@ pub fn init(level: config::Level, to_journald: bool) {
     }
 }
 
+/// The target of the lines of the security record, which are JSON and written at any level.
+const SECURITY_TARGET: &str = concat!(env!("CARGO_PKG_NAME"), "::security");
+/// The name under which the security record is in the journal, and with which its lines begin on standard error.
+const SECURITY_IDENTIFIER: &str = concat!(env!("CARGO_PKG_NAME"), "-security");
+
+/// Writes a line of the security record, whatever the level is: JSON in one line, without characters that a terminal obeys.
+pub fn write_security(json: &str) {
+    let mut record = Record::builder();
+    record.level(Level::Info).target(SECURITY_TARGET).module_path(Some(module_path!()));
+    log::logger().log(&record.args(format_args!("{json}")).build());
+}
+
 /// Sets the lowest level that is written from now on.
 pub fn set_level(level: config::Level) {
     log::set_max_level(filter(level));
@@ -109,7 +121,8 @@ impl Sink {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        is_enabled(metadata.target(), metadata.level(), log::max_level())
+        metadata.target() == SECURITY_TARGET
+            || is_enabled(metadata.target(), metadata.level(), log::max_level())
     }
 
     fn log(&self, record: &Record) {
@@ -166,8 +179,11 @@ fn is_enabled(target: &str, level: Level, most: LevelFilter) -> bool {
     level <= most && (level <= least || most == LevelFilter::Trace)
 }
 
-/// One line: level, message, then the fields as `key=value`.
+/// One line: level, message, then the fields as `key=value`. JSON of the security record is not cut, as a message is.
 fn format_line(record: &Record) -> String {
+    if record.target() == SECURITY_TARGET {
+        return format!("{SECURITY_IDENTIFIER}: {}\n", record.args());
+    }
     let mut line = format!("{:5} {}", record.level(), one_line(&record.args().to_string()));
     if !journald::message_repeats_fields(record) {
         let _never_fails = record.key_values().visit(&mut Fields(&mut line));
@@ -200,6 +216,20 @@ mod tests {
             format_line(&record.args(format_args!("slow client")).build()),
             "WARN  slow client client=\"unix:uid=1000\" tokens=12 note=\"two words\" none=\"\"\n"
         );
+    }
+
+    #[test]
+    fn a_line_of_the_security_record_is_whole_at_any_level_and_can_be_told_apart() {
+        let json = format!("{{\"client\":\"{}\"}}", "x".repeat(3000));
+        let mut record = Record::builder();
+        record.level(Level::Info).target(SECURITY_TARGET);
+        assert_eq!(
+            format_line(&record.args(format_args!("{json}")).build()),
+            format!("bitnetd-security: {json}\n")
+        );
+        let logger = Logger::new(Sink::StandardError(standard_error::StderrWriter::standard_error()));
+        let metadata = Metadata::builder().level(Level::Trace).target(SECURITY_TARGET).build();
+        assert!(logger.enabled(&metadata));
     }
 
     #[test]

@@ -10,9 +10,9 @@ mod tests;
 
 use super::{Distribution, ErrorType, Quantity, Telemetry};
 use crate::protocol::{
-    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GuardReason, HttpCalls, Memory, Method,
-    MqttLink, Pressure, Reading, Report, Requests, Security, ShortlistCounts, StructuredOutput, Thermal,
-    Throttled, Throughput, json,
+    CacheCounts, ClientWaiting, Cpu, Decoding, Energy, Flag, GovernorReason, GovernorState, GuardReason,
+    HttpCalls, Memory, Method, MqttLink, Pressure, Reading, Report, Requests, Security, ShortlistCounts,
+    StructuredOutput, Thermal, Throttled, Throughput, json,
 };
 use exposition::{Exposition, Label, MetricFamily};
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     text.gauge("bitnetd_uptime_seconds", "Since the daemon started.").count(report.uptime_s);
     latencies(&mut text, &telemetry.distributions(), model.as_deref());
     report_metrics(&mut text, &report);
-    security(&mut text, &report.security);
+    // Last, since it takes only the space that all totals leave.
     waiting(&mut text, &report.waiting);
     text.finish()
 }
@@ -57,10 +57,12 @@ fn report_metrics(text: &mut Exposition, report: &Report) {
     structured_output(text, &report.structured_output);
     decoding(text, &report.decoding);
     http(text, &report.http);
+    security(text, &report.security);
     throughput(text, &report.throughput);
     power(text, report.power.as_ref(), report.energy.as_ref());
     thermal(text, &report.thermal);
     cpu(text, &report.cpu);
+    governor(text, report.governor.as_ref());
     memory(text, &report.memory);
     pressure(text, &report.cpu, &report.memory);
     if let Some(link) = &report.mqtt {
@@ -207,17 +209,17 @@ fn http(text: &mut Exposition, calls: &HttpCalls) {
     text.counter("bitnetd_http_ignored_keys_total", "Unknown keys of calls.").count(ignored_keys);
 }
 
-/// What the guard refused, where the text has space for it. It has none where requests failed for every reason there is.
+/// The totals of the security record; its clients are in the report alone.
 fn security(text: &mut Exposition, counts: &Security) {
-    let mut part = Exposition::default();
     let mut refused = counts.refused;
-    let mut family = part.counter("bitnetd_guard_refused_total", "Refused by the guard.");
+    let mut family = text.counter("bitnetd_guard_refused_total", "Refused by the guard.");
     for reason in GuardReason::ALL {
         family = family.sample(&[("reason", reason.name())], Some(*refused.of(reason) as f64));
     }
-    if part.json_len() < space(text) {
-        text.append(part);
-    }
+    text.counter("bitnetd_failed_tokens_total", "Calls without a right token.").count(counts.failed_tokens);
+    text.counter("bitnetd_commands_total", "Commands over MQTT.").count(counts.commands);
+    text.counter("bitnetd_reloads_total", "Times the configuration was read again.").count(counts.reloads);
+    text.counter("bitnetd_reloads_refused_total", "Of these, with an error.").count(counts.reloads_refused);
 }
 
 fn throughput(text: &mut Exposition, throughput: &Throughput) {
@@ -325,6 +327,20 @@ fn cpu(text: &mut Exposition, cpu: &Cpu) {
     );
     text.gauge("bitnetd_cpu_frequency_max_hertz", "What that may be at most.")
         .unlabelled(cpu.frequency_max_mhz.map(|mhz| mhz * 1e6));
+}
+
+/// What the governor allows, where it is on.
+fn governor(text: &mut Exposition, state: Option<&GovernorState>) {
+    let Some(GovernorState { threads, percent, reason, target_c, limit_watts }) = state else { return };
+    text.gauge("bitnetd_governor_threads", "Threads that the governor allows.").count(*threads as u64);
+    text.gauge("bitnetd_governor_pause_ratio", "Share of the time that they pause.")
+        .unlabelled(Some(f64::from(100 - percent.min(&100)) / 100.0));
+    let mut family = text.gauge("bitnetd_governor_reason", "Why it allows no more.");
+    for known in GovernorReason::ALL {
+        family = family.sample(&[("reason", known.name())], Some(f64::from(u8::from(known == *reason))));
+    }
+    text.gauge("bitnetd_governor_target_celsius", "The temperature that it keeps.").unlabelled(*target_c);
+    text.gauge("bitnetd_governor_limit_watts", "The power that it keeps.").unlabelled(*limit_watts);
 }
 
 fn memory(text: &mut Exposition, memory: &Memory) {

@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::protocol::{
-    AnswerDetails, Code, Done, FinishReason, Percentiles, RequestEnergy, Throttling, Timings, Usage, json,
+    AnswerDetails, Code, Done, FinishReason, GovernorReason, GovernorState, GuardReason, Percentiles,
+    RequestEnergy, Throttling, Timings, Usage, json,
 };
-use crate::telemetry::About;
 use crate::telemetry::sensors::Snapshot;
+use crate::telemetry::{About, ReloadOutcome, RemoteCommand, SecurityEvent, SecurityEventKind, TokenFailure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -208,6 +209,13 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.set_screen_counts(ShortlistCounts { tokens: 5, rows: 4, scans: 3, checks: 2, misses: 1 });
     telemetry.observe(now, host());
     telemetry.observe(now + Duration::from_secs(10), host());
+    telemetry.set_governor(Some(GovernorState {
+        threads: 2,
+        percent: 80,
+        reason: GovernorReason::Temperature,
+        target_c: Some(70.0),
+        limit_watts: Some(6.5),
+    }));
     telemetry.set_link(MqttLink {
         connected: true,
         connects: 3,
@@ -287,6 +295,12 @@ fn everything_that_is_known_is_there_and_can_be_read() {
         ("bitnetd_mqtt_connects_total", "", 3.0),
         ("bitnetd_memory_limit_enforced", "", 0.0),
         ("bitnetd_alerts", "", 0.0),
+        ("bitnetd_governor_threads", "", 2.0),
+        ("bitnetd_governor_pause_ratio", "", 0.2),
+        ("bitnetd_governor_reason", "temperature", 1.0),
+        ("bitnetd_governor_reason", "battery", 0.0),
+        ("bitnetd_governor_target_celsius", "", 70.0),
+        ("bitnetd_governor_limit_watts", "", 6.5),
     ] {
         assert!((value(&families, name, label) - expected).abs() < 1e-6, "{name} of {label}");
     }
@@ -404,37 +418,87 @@ fn raise_alerts(telemetry: &Telemetry) {
     telemetry.evaluate_alerts(now + Duration::from_millis(1), 1);
 }
 
+/// The samples of the clients' families, which have only the space that is left.
+fn clients(families: &BTreeMap<String, Read>) -> usize {
+    families.get("bitnetd_client_begun_total").map_or(0, |family| family.samples.len())
+}
+
 #[test]
-fn the_longest_text_has_every_client_and_takes_no_more_than_a_request_may() {
+fn the_longest_text_has_all_totals_and_takes_no_more_than_a_request_may() {
     let telemetry = full();
     raise_alerts(&telemetry);
     let text = render(&telemetry, SystemTime::UNIX_EPOCH);
-    let (families, escaped) = (read(&text), json::metrics(&text).len());
+    let families = read(&text);
     assert!(families["bitnetd_alert"].samples.len() >= 10, "{:?}", families["bitnetd_alert"]);
+    assert_eq!(families["bitnetd_guard_refused_total"].samples.len(), GuardReason::ALL.len());
+    let is_of_clients = |line: &&str| line.contains("bitnetd_client_");
+    let totals: Vec<&str> = text.lines().filter(|line| !is_of_clients(line)).collect();
+    // Each number may become ten digits longer.
+    let digits = 10 * totals.iter().filter(|line| !line.starts_with('#')).count();
+    let escaped = json::metrics(&totals.join("\n"), None).len();
+    assert!(escaped + digits < json::MAX_REQUEST, "{escaped} bytes, and {digits} more");
+    assert!(json::metrics(&text, None).len() < json::MAX_REQUEST, "{}", text.len());
+    let named = clients(&families);
+    assert!(named >= 9, "{named}: 8 clients at least, and all others");
+}
+
+#[test]
+fn a_text_that_would_become_too_long_leaves_clients_out_before_any_total() {
+    let telemetry = full();
+    // Nothing else is as long as anybody makes it.
+    let (source, scope) = ("/sys/".repeat(2000), "board".to_owned());
+    let power = Some(Reading { value: 1.0, unit: "W", method: Method::Measured, source, scope });
+    telemetry.observe(Instant::now(), Snapshot { power, ..host() });
+    let text = render(&telemetry, SystemTime::UNIX_EPOCH);
+    let families = read(&text);
+    let named = clients(&families);
+    assert!(named < 17 && json::metrics(&text, None).len() < json::MAX_REQUEST, "{named} of {}", text.len());
+    for total in ["bitnetd_guard_refused_total", "bitnetd_failed_tokens_total", "bitnetd_alerts"] {
+        assert!(families.contains_key(total), "{total}");
+    }
+}
+
+#[test]
+fn clients_have_all_their_samples_where_requests_fail_for_few_reasons() {
+    let telemetry = Telemetry::new(64 << 20);
+    (0..20).for_each(|client| telemetry.waiting.begun(&format!("mqtt:{client}"), Duration::from_secs(1)));
+    telemetry.failed(Code::Internal, Duration::ZERO);
+    telemetry.observe(Instant::now(), host());
+    let families = read(&render(&telemetry, SystemTime::UNIX_EPOCH));
     for name in
         ["bitnetd_client_begun_total", "bitnetd_client_waited_seconds_total", "bitnetd_client_waiting"]
     {
         assert_eq!(families[name].samples.len(), 17, "16 clients, and all others");
     }
-    // Each number may become ten digits longer.
-    let digits = 10 * text.lines().filter(|line| !line.starts_with('#')).count();
-    assert!(escaped + digits < json::MAX_REQUEST, "{escaped} bytes, and {digits} more");
 }
 
 #[test]
-fn a_text_that_would_become_too_long_leaves_clients_out() {
-    let telemetry = full();
-    // Nothing else is as long as anybody makes it.
-    let (source, scope) = ("/sys/".repeat(2100), "board".to_owned());
-    let power = Some(Reading { value: 1.0, unit: "W", method: Method::Measured, source, scope });
-    telemetry.observe(Instant::now(), Snapshot { power, ..host() });
-    let text = render(&telemetry, SystemTime::UNIX_EPOCH);
-    let named = read(&text).get("bitnetd_client_begun_total").map_or(0, |family| family.samples.len());
-    assert!(
-        (2..17).contains(&named) && json::metrics(&text).len() < json::MAX_REQUEST,
-        "{named} of {}",
-        text.len()
-    );
+fn what_concerns_security_is_counted_in_all() {
+    let telemetry = Telemetry::new(0);
+    telemetry.security.record(&SecurityEvent {
+        kind: SecurityEventKind::Refused { reason: GuardReason::RateLimited, filter_line: None },
+        client: Some("a"),
+        ..SecurityEvent::reload(ReloadOutcome::Applied)
+    });
+    telemetry.security.record(&SecurityEvent {
+        kind: SecurityEventKind::FailedToken(TokenFailure::Wrong),
+        ..SecurityEvent::reload(ReloadOutcome::Applied)
+    });
+    telemetry.security.record(&SecurityEvent::command(RemoteCommand::ThreadLimit(1)));
+    [ReloadOutcome::Applied, ReloadOutcome::Refused]
+        .into_iter()
+        .for_each(|outcome| telemetry.security.record(&SecurityEvent::reload(outcome)));
+    let families = read(&render(&telemetry, SystemTime::UNIX_EPOCH));
+    for (name, label, count) in [
+        ("bitnetd_guard_refused_total", "rate_limited", 1.0),
+        ("bitnetd_guard_refused_total", "prompt_bytes", 0.0),
+        ("bitnetd_failed_tokens_total", "", 1.0),
+        ("bitnetd_commands_total", "", 1.0),
+        ("bitnetd_reloads_total", "", 2.0),
+        ("bitnetd_reloads_refused_total", "", 1.0),
+    ] {
+        assert_eq!(value(&families, name, label), count, "{name} {label}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! Deliberately opens no file and no socket.
 
 use crate::config;
+use crate::telemetry::TokenFailure;
 use hyper::Uri;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue, ORIGIN};
 use std::net::IpAddr;
@@ -46,11 +47,23 @@ pub(super) struct AccessDenied {
     pub status: u16,
     /// What is wrong, and what to do about it.
     pub message: String,
+    /// What is wrong with its token, where it is that.
+    pub token: Option<TokenFailure>,
 }
 
 impl AccessDenied {
-    fn new(status: u16, message: impl Into<String>) -> Self {
-        AccessDenied { status, message: message.into() }
+    pub(super) fn new(status: u16, message: impl Into<String>) -> Self {
+        AccessDenied { status, message: message.into(), token: None }
+    }
+
+    fn failed_token(failure: TokenFailure) -> Self {
+        let message = match failure {
+            TokenFailure::Missing => {
+                "no token; send the header Authorization: Bearer TOKEN, where http.token_file has the token"
+            }
+            TokenFailure::Wrong => "the token is not one of http.token_file",
+        };
+        AccessDenied { token: Some(failure), ..AccessDenied::new(401, message) }
     }
 }
 
@@ -144,9 +157,7 @@ fn without_port(host: &str) -> &str {
 
 fn check_token<'t>(tokens: &'t [AccessToken], headers: &HeaderMap) -> Result<&'t AccessToken, AccessDenied> {
     let Some(given) = headers.get(AUTHORIZATION) else {
-        let message =
-            "no token; send the header Authorization: Bearer TOKEN, where http.token_file has the token";
-        return Err(AccessDenied::new(401, message));
+        return Err(AccessDenied::failed_token(TokenFailure::Missing));
     };
     let given = given.as_bytes();
     let is_bearer = given.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "));
@@ -156,7 +167,7 @@ fn check_token<'t>(tokens: &'t [AccessToken], headers: &HeaderMap) -> Result<&'t
         true => Some(token),
         false => found,
     });
-    same.ok_or_else(|| AccessDenied::new(401, "the token is not one of http.token_file"))
+    same.ok_or_else(|| AccessDenied::failed_token(TokenFailure::Wrong))
 }
 
 /// Whether two texts are the same, in a time that tells nothing of where they differ.

@@ -10,9 +10,9 @@ use super::response::{self, HttpResponse, JSON, TEXT};
 use super::routes::{self, HttpRoute};
 use super::slots::TakenSlots;
 use crate::protocol::api::{Call, CallContext, HttpRefusal, TranslatedRequest};
-use crate::protocol::{Code, Event, Refusal, ollama, openai};
+use crate::protocol::{ClientInterface, Code, Event, Refusal, ollama, openai};
 use crate::telemetry::history::{self, ReportRequest, ReportSubject};
-use crate::telemetry::{DaemonPhase, HttpApi, prometheus};
+use crate::telemetry::{DaemonPhase, HttpApi, SecurityEvent, SecurityEventKind, TokenFailure, prometheus};
 use crate::transport::in_flight::InFlight;
 use crate::transport::{Inbound, Reply, WhenFull};
 use hyper::Method;
@@ -21,6 +21,7 @@ use hyper::http::request::Parts;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 use tokio::sync::mpsc;
@@ -36,8 +37,19 @@ pub struct HttpPeer {
     pub client: String,
     /// The key under which its requests wait for their turn.
     pub queue_key: String,
-    /// Whether it came over TCP, where host names and tokens are checked.
-    pub is_tcp: bool,
+    /// Its address, where it came over TCP: there, host names and tokens are checked. `None` on the Unix socket.
+    pub address: Option<IpAddr>,
+}
+
+impl HttpPeer {
+    /// Whether it came over TCP.
+    pub(super) fn is_tcp(&self) -> bool {
+        self.address.is_some()
+    }
+
+    fn interface(&self) -> ClientInterface {
+        if self.is_tcp() { ClientInterface::Http } else { ClientInterface::Unix }
+    }
 }
 
 /// The client of a connection, and what its calls need.
@@ -64,6 +76,7 @@ impl Caller {
         let Access { origin, token_name } = match self.check(&head, is_public) {
             Ok(access) => access,
             Err(denied) => {
+                self.record_failed_token(&denied, &id);
                 self.context.0.telemetry.refused();
                 self.context.0.telemetry.http.denied();
                 return Ok(response::finish(response::denied(api, &denied), api, &id, None));
@@ -73,7 +86,7 @@ impl Caller {
             return Ok(response::finish(response::preflight(), api, &id, origin));
         }
         let response = match route {
-            Ok(HttpRoute::Health) => self.health(self.check(&head, false).is_ok()),
+            Ok(HttpRoute::Health) => self.health(self.is_trusted(&head, &id)),
             Ok(route) => {
                 let call = CallGuard { token_name, ..call };
                 self.dispatch(api, route, head.uri.query(), body, call, received).await
@@ -86,9 +99,35 @@ impl Caller {
     /// Checks whether the call may be made, see [`AccessRules::check`].
     fn check(&self, head: &Parts, is_public: bool) -> Result<Access, AccessDenied> {
         // A browser asks before it sends a token along.
-        let needs_token = self.peer.is_tcp && !is_public && head.method != Method::OPTIONS;
+        let needs_token = self.peer.is_tcp() && !is_public && head.method != Method::OPTIONS;
         let tokens = if needs_token { self.context.tokens()? } else { None };
         self.rules.check(&head.uri, &head.headers, tokens.as_deref())
+    }
+
+    /// Whether the caller of a page that everybody may see may see all of it. A wrong token does not refuse the call, and is
+    /// recorded as on any other page: otherwise tokens could be guessed here unseen.
+    fn is_trusted(&self, head: &Parts, id: &str) -> bool {
+        match self.check(head, false) {
+            Ok(_) => true,
+            Err(denied) => {
+                if denied.token == Some(TokenFailure::Wrong) {
+                    self.record_failed_token(&denied, id);
+                }
+                false
+            }
+        }
+    }
+
+    fn record_failed_token(&self, denied: &AccessDenied, id: &str) {
+        let Some(failure) = denied.token else { return };
+        let security = &self.context.0.telemetry.security;
+        security.record(&SecurityEvent {
+            kind: SecurityEventKind::FailedToken(failure),
+            client: security.client_name(&self.peer.client).as_deref(),
+            request_id: Some(id),
+            interface: Some(self.peer.interface()),
+            address: self.peer.address,
+        });
     }
 
     async fn dispatch(
@@ -268,6 +307,7 @@ impl Caller {
         let inbound = Inbound {
             request,
             id,
+            interface: self.peer.interface(),
             client: client.clone(),
             cache_key: client.clone(),
             queue_key: holder.as_ref().unwrap_or(&self.peer.queue_key).clone(),

@@ -68,8 +68,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let close = context.0.close.clone();
-    let may_half_close = !peer.is_tcp;
-    let hosts = peer.is_tcp.then(|| context.0.hosts.clone());
+    let may_half_close = !peer.is_tcp();
+    let hosts = peer.is_tcp().then(|| context.0.hosts.clone());
     let rules = AccessRules { hosts, origins: context.0.settings.origins.clone() };
     let caller = Arc::new(Caller { peer, rules, in_flight: Arc::clone(&in_flight), context });
     let service = service_fn(move |request| {

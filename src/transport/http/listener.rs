@@ -42,6 +42,7 @@ impl TcpService for HttpContext {
 }
 
 fn peer(address: IpAddr) -> HttpPeer {
-    let client = format!("http:{}", address.to_canonical());
-    HttpPeer { queue_key: client.clone(), client, is_tcp: true }
+    let address = address.to_canonical();
+    let client = format!("http:{address}");
+    HttpPeer { queue_key: client.clone(), client, address: Some(address) }
 }

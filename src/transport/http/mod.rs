@@ -133,10 +133,7 @@ impl HttpContext {
             if !was_logged {
                 log::error!("http.token_file: {}: {reason}; nobody can call over TCP", path.display());
             }
-            AccessDenied {
-                status: 503,
-                message: "the daemon cannot read its tokens; its log says why".into(),
-            }
+            AccessDenied::new(503, "the daemon cannot read its tokens; its log says why")
         })
     }
 

@@ -7,7 +7,7 @@ use super::context::ConnectionContext;
 use super::writer::{EVENTS, EventWriter, FLUSH_TIMEOUT, OutgoingBytes, event_line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
-use crate::protocol::{Code, Event, Metadata, Refusal, Request, RequestId};
+use crate::protocol::{ClientInterface, Code, Event, Metadata, Refusal, Request, RequestId};
 use crate::telemetry::{DaemonPhase, prometheus};
 use crate::transport::http::{self, HttpPeer, is_http};
 use crate::transport::in_flight::InFlight;
@@ -58,7 +58,7 @@ async fn run(
         is_http = is_http(&stream) => is_http?,
     };
     if is_http {
-        let peer = HttpPeer { client: peer.client, queue_key: peer.queue_key, is_tcp: false };
+        let peer = HttpPeer { client: peer.client, queue_key: peer.queue_key, address: None };
         tokio::select! {
             biased;
             gone = wait_for_hangup(watched) => return gone,
@@ -232,10 +232,12 @@ impl Reader<'_> {
             Line::Whole(bytes) => match self.read_line(bytes).await {
                 Ok(Incoming::Request(request)) => self.request(*request, Instant::now()).await,
                 Ok(Incoming::Cancel(id)) => self.cancel(id).await,
-                Ok(Incoming::Telemetry) => self.send_report().await,
-                Ok(Incoming::Metrics) => self.send_and_wait(json::metrics(&self.metrics())).await,
-                Ok(Incoming::Health) => self.send_health().await,
-                Ok(Incoming::Alerts) => self.send_alerts().await,
+                Ok(Incoming::Telemetry(id)) => self.send_report(id.as_ref()).await,
+                Ok(Incoming::Metrics(id)) => {
+                    self.send_and_wait(json::metrics(&self.metrics(), id.as_ref())).await
+                }
+                Ok(Incoming::Health(id)) => self.send_health(id.as_ref()).await,
+                Ok(Incoming::Alerts(id)) => self.send_alerts(id.as_ref()).await,
                 Err(refusal) => {
                     // Without the id where a valid request in flight has the same one: that request must not seem to end here.
                     let id = json::id_of(bytes).filter(|id| !self.in_flight.is_running(id));
@@ -250,7 +252,7 @@ impl Reader<'_> {
     /// unread.
     async fn read_line(&self, bytes: &[u8]) -> Result<Incoming, Refusal> {
         let incoming = json::incoming(bytes);
-        if !matches!(incoming, Ok(Incoming::Health | Incoming::Alerts)) {
+        if !matches!(incoming, Ok(Incoming::Health(_) | Incoming::Alerts(_))) {
             let ConnectionContext { loaded, draining, close, .. } = &self.shared;
             tokio::select! {
                 biased;
@@ -271,18 +273,18 @@ impl Reader<'_> {
         self.refuse(None, Refusal::new(Code::InvalidRequest, text)).await
     }
 
-    async fn send_report(&self) -> ReadLoop {
-        self.send_and_wait(json::telemetry(&self.shared.telemetry.report(SystemTime::now()))).await
+    async fn send_report(&self, id: Option<&RequestId>) -> ReadLoop {
+        self.send_and_wait(json::telemetry(&self.shared.telemetry.report(SystemTime::now()), id)).await
     }
 
-    async fn send_health(&self) -> ReadLoop {
+    async fn send_health(&self, id: Option<&RequestId>) -> ReadLoop {
         let ConnectionContext { loaded, draining, telemetry, .. } = &self.shared;
         let phase = DaemonPhase::of(loaded.is_cancelled(), draining.is_cancelled());
-        self.send_and_wait(json::health(&telemetry.health(phase, SystemTime::now()))).await
+        self.send_and_wait(json::health(&telemetry.health(phase, SystemTime::now()), id)).await
     }
 
-    async fn send_alerts(&self) -> ReadLoop {
-        self.send_and_wait(json::alerts(&self.shared.telemetry.alert_list(Instant::now()))).await
+    async fn send_alerts(&self, id: Option<&RequestId>) -> ReadLoop {
+        self.send_and_wait(json::alerts(&self.shared.telemetry.alert_list(Instant::now()), id)).await
     }
 
     fn metrics(&self) -> String {
@@ -316,6 +318,7 @@ impl Reader<'_> {
         let inbound = Inbound {
             request,
             id,
+            interface: ClientInterface::Unix,
             client: client.clone(),
             cache_key: client.clone(),
             queue_key: queue_key.clone(),

@@ -5,7 +5,7 @@
 use super::WyomingContext;
 use super::answer::{self, SentenceAnswer};
 use crate::protocol::wyoming::{self, EventReader, MAX_DATA, Transcript, WyomingCall, WyomingEvent};
-use crate::protocol::{Code, Event, Refusal, Request, RequestId};
+use crate::protocol::{ClientInterface, Code, Event, Refusal, Request, RequestId};
 use crate::transport::in_flight::{InFlight, InFlightRequest};
 use crate::transport::tcp_accept::TcpClient;
 use crate::transport::{Inbound, Reply, WhenFull};
@@ -170,6 +170,7 @@ impl Connection {
         let inbound = Inbound {
             request,
             id: id.clone(),
+            interface: ClientInterface::Wyoming,
             client: self.client.clone(),
             cache_key: self.client.clone(),
             queue_key: self.client.clone(),

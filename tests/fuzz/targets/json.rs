@@ -14,7 +14,9 @@ fuzz_target!(|bytes: &[u8]| {
     match json::incoming(bytes) {
         Ok(Incoming::Request(request)) => assert_eq!(json::request(bytes), Ok(*request)),
         Ok(Incoming::Cancel(id)) => check_token(&id),
-        Ok(Incoming::Telemetry | Incoming::Metrics | Incoming::Health | Incoming::Alerts) => {}
+        Ok(
+            Incoming::Telemetry(_) | Incoming::Metrics(_) | Incoming::Health(_) | Incoming::Alerts(_),
+        ) => {}
         Err(refusal) => check_refusal(bytes, refusal),
     }
     if let Ok(Cancelled::Id(id)) = json::cancel_topic(bytes) {

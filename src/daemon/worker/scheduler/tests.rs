@@ -6,7 +6,7 @@ use crate::daemon::home_intent::HomeIntents;
 use crate::daemon::queue::Queue;
 use crate::daemon::{ServedOverTcp, plan};
 use crate::engine::{EngineOptions, ModelFile, Source};
-use crate::protocol::{Event, json};
+use crate::protocol::{ClientInterface, Event, json};
 use crate::telemetry::Telemetry;
 use crate::telemetry::sensors::Sensors;
 use crate::transport::{Cancel, Inbound, Reply, WhenFull};
@@ -29,7 +29,7 @@ fn worker(parallel: usize) -> (Worker, Engine) {
     let mut config = Config::defaults(&host);
     config.queue.depth = 1100;
     config.guard.clear_ids = true;
-    let (_, plan) = plan(&config, ServedOverTcp::default()).expect("the built-in model fits");
+    let (_, plan) = plan(&config, ServedOverTcp::default(), None).expect("the built-in model fits");
     let telemetry = Arc::new(Telemetry::new(0));
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     let sensors = Sensors::new(Path::new("tests/data/boards/none"));
@@ -84,6 +84,7 @@ fn offer(worker: &Worker, client: &str, request: &str) -> Events {
         request: json::request(request.as_bytes()).expect("sound"),
         reply: Reply::new(&id, &sender).expect("a new channel is empty"),
         id,
+        interface: ClientInterface::Unix,
         cache_key: client.clone(),
         queue_key: client.clone(),
         limit_key: client.clone(),

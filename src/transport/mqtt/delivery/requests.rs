@@ -3,7 +3,9 @@
 //! Deliberately knows nothing of the broker link: a request continues while the link is down.
 
 use super::outbox::PromptId;
-use crate::protocol::{Code, Event, FinishReason, Metadata, Refusal, Request, RequestId, json};
+use crate::protocol::{
+    ClientInterface, Code, Event, FinishReason, Metadata, Refusal, Request, RequestId, json,
+};
 use crate::transport::mqtt::message::IncomingMessage;
 use crate::transport::mqtt::message::OutgoingMessage;
 use crate::transport::mqtt::prompt_client::PromptClient;
@@ -232,6 +234,7 @@ impl ActiveRequests {
         let inbound = Inbound {
             request,
             id: route.id.clone(),
+            interface: ClientInterface::Mqtt,
             client: format!("mqtt:{label}"),
             cache_key: format!("mqtt:{}", client.cache_key()),
             queue_key: format!("mqtt:{turn_key}"),
@@ -254,11 +257,10 @@ impl ActiveRequests {
     }
 
     /// Cancels the requests of this id. Clients may share an id, and a cancellation does not say whose prompt it means:
-    /// all of them are cancelled.
-    pub fn cancel(&self, id: &RequestId) {
-        for running in self.active.values().filter(|running| running.route.id == *id) {
-            running.cancel.raise();
-        }
+    /// all of them are cancelled. Returns how many there were.
+    pub fn cancel(&self, id: &RequestId) -> usize {
+        let with_id = self.active.values().filter(|running| running.route.id == *id);
+        with_id.inspect(|running| running.cancel.raise()).count()
     }
 
     fn remove(&mut self, prompt: PromptId) {

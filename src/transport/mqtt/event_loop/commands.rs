@@ -2,6 +2,7 @@
 
 use super::EventLoop;
 use crate::protocol::json::{self, Cancelled};
+use crate::telemetry::{RemoteCommand, SecurityEvent};
 use crate::transport::Command;
 use crate::transport::mqtt::message::IncomingMessage;
 
@@ -12,7 +13,11 @@ impl EventLoop {
             return;
         }
         match json::cancel_topic(&message.payload) {
-            Ok(Cancelled::Id(id)) => self.cancel(&id),
+            Ok(Cancelled::Id(id)) => {
+                let command = RemoteCommand::Cancel(self.cancel(&id));
+                let event = SecurityEvent { request_id: Some(&id), ..SecurityEvent::command(command) };
+                self.context.local_telemetry.security.record(&event);
+            }
             Ok(Cancelled::Running) => self.send_command(message, Command::CancelRunning),
             // The payload is not logged: it may be a prompt that was published to the wrong topic.
             Err(_) => {

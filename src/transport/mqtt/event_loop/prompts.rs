@@ -259,14 +259,17 @@ impl EventLoop {
         }
     }
 
-    /// Cancels the prompts of this id, waiting and running ones.
-    pub(super) fn cancel(&mut self, id: &RequestId) {
-        self.active_requests.cancel(id);
-        for prompt in self.backlog.take_waiting(id) {
+    /// Cancels the prompts of this id, waiting and running ones, and returns how many there were.
+    pub(super) fn cancel(&mut self, id: &RequestId) -> usize {
+        let active = self.active_requests.cancel(id);
+        let waiting = self.backlog.take_waiting(id);
+        let count = active + waiting.len();
+        for prompt in waiting {
             let Some(route) = self.backlog.get(prompt).map(|prompt| prompt.route.clone()) else { continue };
             let refusal = Refusal::new(Code::Cancelled, "cancelled before it was begun");
             self.send_event(prompt, &route, route.error(refusal));
         }
+        count
     }
 
     /// A prompt that the shutdown ended is not answered with an error: the broker, or the disk, keeps it for the
