@@ -21,7 +21,7 @@ fn sorted_keys(object: &Value) -> Vec<&str> {
 /// Everything that is documented of a `done`, whatever was asked.
 fn assert_whole(done: &Value) {
     let found = sorted_keys(done);
-    let expected = ["cached", "energy", "event", "finish_reason", "id", "text", "timings", "usage"];
+    let expected = ["cached", "energy", "event", "finish_reason", "id", "model", "text", "timings", "usage"];
     assert_eq!(found, expected, "{done}");
     assert_eq!(done["event"], "done", "{done}");
     assert!(done["cached"].is_boolean() && done["id"].is_string(), "{done}");
