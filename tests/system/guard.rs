@@ -321,10 +321,10 @@ async fn a_reload_whose_filter_has_no_place_in_the_memory_plan_keeps_the_filter(
     let settings = format!("{few}[budget]\nmemory_mb = {least}\nparallel = 1\n");
     let daemon = Daemon::start(&folder, &settings).await;
     let mut client = daemon.client().await;
-    folder.write("filter", "sad word\n");
+    folder.write("filter", "mad word\n");
     daemon.process.signal(Signal::HUP);
     let changed = async {
-        while client.ask(json!({"prompt": "a sad word", "max_tokens": 1})).await["event"] != "error" {
+        while client.ask(json!({"prompt": "a mad word", "max_tokens": 1})).await["event"] != "error" {
             sleep(Duration::from_millis(20)).await;
         }
     };
@@ -334,6 +334,6 @@ async fn a_reload_whose_filter_has_no_place_in_the_memory_plan_keeps_the_filter(
     daemon.process.signal(Signal::HUP);
     daemon.says("and the memory plan has ").await;
     daemon.says("\"reason\":\"filter_kept\"").await;
-    let refused = client.ask(json!({"prompt": "a sad word"})).await;
+    let refused = client.ask(json!({"prompt": "a mad word"})).await;
     assert_eq!(refused["code"], "content_filtered", "{refused}");
 }
