@@ -26,7 +26,7 @@ pub(super) struct Advice {
     pub topic: &'static str,
     /// What to do, and the number that it rests on.
     pub text: String,
-    /// How many times as fast it may become, an estimate; `null` where that is not known.
+    /// How many times as fast it may become, an estimate; `null` where no number tells it.
     pub estimated_gain: Option<f64>,
 }
 

@@ -32,7 +32,7 @@ const BOARDS: [(&str, usize); 8] = [
     ("Raspberry Pi 5, 16 GB", 16384),
 ];
 
-/// The judgement of a model.
+/// The verdict on a model.
 #[derive(Serialize)]
 pub(super) struct ModelJudgement {
     /// The path, or `built-in`.
