@@ -13,6 +13,7 @@ mod health;
 mod host;
 mod inspect;
 mod model_args;
+mod pull;
 mod report;
 mod schema_file;
 mod serve;
@@ -81,6 +82,7 @@ enum Command {
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
     Ask(ask::Ask),
+    Pull(pull::Pull),
     Generate(generate::Generate),
     Bench(bench::Bench),
     Tokenize(tokenize::Tokenize),
@@ -107,6 +109,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         Command::Ask(args) => ask::run(args),
+        Command::Pull(args) => pull::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Tokenize(args) => tokenize::run(args),

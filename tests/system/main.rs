@@ -33,6 +33,7 @@ mod models;
 mod mqtt;
 mod overhead;
 mod power;
+mod pull;
 mod queueing;
 mod reload;
 mod report;
