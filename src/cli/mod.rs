@@ -3,6 +3,7 @@
 //! Deliberately never exits the process: a command returns, and `main` sets the exit code.
 
 mod ask;
+mod chat;
 mod check_config;
 mod daemon_socket;
 #[cfg(feature = "demo")]
@@ -13,10 +14,13 @@ mod health;
 mod host;
 mod inspect;
 mod model_args;
+mod prompt_args;
 mod pull;
 mod report;
+mod sampling_args;
 mod schema_file;
 mod serve;
+mod server_events;
 mod tools;
 mod top;
 
@@ -82,6 +86,7 @@ enum Command {
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
     Ask(ask::Ask),
+    Chat(chat::Chat),
     Pull(pull::Pull),
     Generate(generate::Generate),
     Bench(bench::Bench),
@@ -109,6 +114,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         Command::Ask(args) => ask::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),

@@ -5,6 +5,7 @@
 mod alerts;
 mod answers;
 mod ask;
+mod chat;
 mod commands;
 mod configuration;
 mod convert;

@@ -62,18 +62,18 @@ pub(super) struct ReplyHead {
     pub linked_length: Option<u64>,
 }
 
-pub(super) struct Reply {
+pub(super) struct FileReply {
     pub head: ReplyHead,
     pub body: BodyReader<'static>,
 }
 
 /// Sends requests.
-pub(super) struct Client {
+pub(super) struct FileClient {
     agent: Agent,
     token: Option<String>,
 }
 
-impl Client {
+impl FileClient {
     /// `stall`: the longest wait for a connection, and for the next byte.
     pub fn new(ca_file: Option<&Path>, token_file: Option<&Path>, stall: Duration) -> Result<Self, Failure> {
         let config = Agent::config_builder()
@@ -88,11 +88,11 @@ impl Client {
             .timeout_per_read(Some(stall))
             .timeout_per_write(Some(stall))
             .build();
-        Ok(Client { agent: config.new_agent(), token: token_file.map(token).transpose()? })
+        Ok(FileClient { agent: config.new_agent(), token: token_file.map(token).transpose()? })
     }
 
     /// Asks for a file, or for its rest.
-    pub fn get(&self, url: &str, from: Option<FromByte<'_>>) -> Result<Reply, RequestError> {
+    pub fn get(&self, url: &str, from: Option<FromByte<'_>>) -> Result<FileReply, RequestError> {
         let mut place = url.to_owned();
         let mut first: Option<HeaderMap> = None;
         for _ in 0..=MAX_REDIRECTS {
@@ -112,7 +112,7 @@ impl Client {
                             "the server compresses the file, although it was asked not to",
                         ));
                     }
-                    return Ok(Reply { head, body: body.into_with_config().limit(u64::MAX).reader() });
+                    return Ok(FileReply { head, body: body.into_with_config().limit(u64::MAX).reader() });
                 }
                 status => return Err(refused(&place, status, &parts.headers, self.token.is_some())),
             }
@@ -263,8 +263,8 @@ fn refused(place: &str, status: u16, headers: &HeaderMap, has_token: bool) -> Re
 fn of_library(place: &str, error: Error) -> RequestError {
     match error {
         Error::Rustls(error) => last(place, &tls::explain(&error)),
-        Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(error) => last(place, &tls::explain(error)),
+        Error::Io(error) => match tls::explain_inner(&error) {
+            Some(why) => last(place, &why),
             None => {
                 let is_connected = error.kind() != std::io::ErrorKind::ConnectionRefused;
                 passing(place, &error.to_string(), is_connected)

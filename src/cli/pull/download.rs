@@ -1,8 +1,8 @@
 //! The download of one file: attempts, what is checked of each answer, and pauses between them. Deliberately knows no model.
 
-use super::client::{Client, FromByte, Reply, ReplyHead, RequestError, without_query};
+use super::client::{FileClient, FileReply, FromByte, ReplyHead, RequestError, without_query};
 use super::part::{Part, PartNote};
-use super::progress::Progress;
+use super::progress::DownloadProgress;
 use super::source::RemoteFile;
 use crate::cli::Failure;
 use std::io::{self, Read as _};
@@ -26,26 +26,31 @@ const LAST_LOOK: u64 = 64 << 20;
 /// What the caller decides while the file comes in.
 pub(super) trait Checks {
     /// Before the first byte of a version: its length and checksum, as far as the server says. `Ok(false)`: it is not needed.
-    fn before(&mut self, part: &Part, note: &PartNote, progress: &mut Progress) -> Result<bool, Failure>;
+    fn before(
+        &mut self,
+        part: &Part,
+        note: &PartNote,
+        progress: &mut DownloadProgress,
+    ) -> Result<bool, Failure>;
 
     /// Of the beginning of the file: whether to go on. Returns whether it has seen enough.
-    fn beginning(&mut self, part: &Part, progress: &mut Progress) -> Result<bool, Failure>;
+    fn beginning(&mut self, part: &Part, progress: &mut DownloadProgress) -> Result<bool, Failure>;
 }
 
 /// How a download ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DownloadEnd {
     Complete,
-    /// [`Checks::before`] said that the file is not needed.
+    /// [`Checks::before`] found that the file is not needed.
     NotNeeded,
 }
 
 /// The download of one file.
 pub(super) struct Download<'a, C> {
-    pub client: &'a Client,
+    pub client: &'a FileClient,
     pub remote: &'a RemoteFile,
     pub checks: C,
-    pub progress: Progress,
+    pub progress: DownloadProgress,
     /// The first pause between two attempts.
     pub pause: Duration,
     /// Bytes at which the beginning is looked at next; 0 once it was.
@@ -53,8 +58,8 @@ pub(super) struct Download<'a, C> {
 }
 
 impl<'a, C: Checks> Download<'a, C> {
-    pub fn new(client: &'a Client, remote: &'a RemoteFile, checks: C, pause: Duration) -> Self {
-        let progress = Progress::new(Instant::now());
+    pub fn new(client: &'a FileClient, remote: &'a RemoteFile, checks: C, pause: Duration) -> Self {
+        let progress = DownloadProgress::new(Instant::now());
         Download { client, remote, checks, progress, pause, next_look: FIRST_LOOK }
     }
 
@@ -65,7 +70,7 @@ impl<'a, C: Checks> Download<'a, C> {
             let (message, retry_after) = match self.attempt(part) {
                 Ok(end) => return Ok(end),
                 Err(RequestError::Final(failure)) => return Err(failure),
-                // A wrong address or no network: said at once where nothing was ever reached.
+                // A wrong address or no network: an error at once where nothing was ever reached.
                 Err(RequestError::Passing { message, is_connected: false, .. }) if !was_connected => {
                     return Err(Failure::system(message));
                 }
@@ -179,7 +184,7 @@ impl<'a, C: Checks> Download<'a, C> {
         })
     }
 
-    fn receive(&mut self, mut reply: Reply, part: &mut Part) -> Result<DownloadEnd, RequestError> {
+    fn receive(&mut self, mut reply: FileReply, part: &mut Part) -> Result<DownloadEnd, RequestError> {
         let total = part.note().length;
         let mut buffer = vec![0; BUFFER];
         loop {

@@ -20,11 +20,11 @@ mod verify;
 use super::{Failure, host, print};
 use crate::config::DEFAULT_FILE;
 use crate::protocol::text::for_terminal;
-use client::{Client, RequestError};
+use client::{FileClient, RequestError};
 use download::{Checks, Download, DownloadEnd};
 use part::{Part, PartNote};
-use progress::Progress;
-use source::{RemoteFile, Source};
+use progress::DownloadProgress;
+use source::{ModelSource, RemoteFile};
 use std::fs::{DirBuilder, Permissions, set_permissions};
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -89,7 +89,7 @@ pub(super) fn run(args: Pull) -> Result<(), Failure> {
     let Some(model) = args.model.as_deref().filter(|_| !args.list) else {
         return print(catalogue::table().as_bytes());
     };
-    let client = Client::new(
+    let client = FileClient::new(
         args.ca_file.as_deref(),
         args.token_file.as_deref(),
         Duration::from_secs(args.stall_seconds),
@@ -113,11 +113,11 @@ pub(super) fn run(args: Pull) -> Result<(), Failure> {
 const NO_CHECKSUM: &str = "no checksum is known; its length is right, and it is a sound model";
 
 /// The file to download. Of a repository the only model file is meant, or the only I2_S one.
-fn remote_file(args: &Pull, model: &str, client: &Client) -> Result<RemoteFile, Failure> {
+fn remote_file(args: &Pull, model: &str, client: &FileClient) -> Result<RemoteFile, Failure> {
     let mirror = args.from.clone().or_else(host::mirror);
-    let remote = match Source::parse(model, mirror.as_deref(), args.from.is_some())? {
-        Source::File(remote) => remote,
-        Source::Repository { hub, name } => {
+    let remote = match ModelSource::parse(model, mirror.as_deref(), args.from.is_some())? {
+        ModelSource::File(remote) => remote,
+        ModelSource::Repository { hub, name } => {
             let list = client.text(&format!("{hub}/api/models/{name}")).map_err(|error| match error {
                 RequestError::Final(failure) => failure,
                 RequestError::Passing { message, .. } => Failure::system(message),
@@ -178,7 +178,7 @@ fn folder(args: &Pull) -> Result<PathBuf, Failure> {
 /// Downloads and verifies the file. Returns the checksum that was compared; `None` where none is known.
 fn fetch(
     args: &Pull,
-    client: &Client,
+    client: &FileClient,
     remote: &RemoteFile,
     target: &Path,
 ) -> Result<Option<String>, Failure> {
@@ -250,7 +250,7 @@ struct TargetChecks<'a> {
 }
 
 impl Checks for TargetChecks<'_> {
-    fn before(&mut self, part: &Part, note: &PartNote, _: &mut Progress) -> Result<bool, Failure> {
+    fn before(&mut self, part: &Part, note: &PartNote, _: &mut DownloadProgress) -> Result<bool, Failure> {
         if is_already_there(self.target, note.sha256.as_deref(), note.length, self.force)? {
             return Ok(false);
         }
@@ -270,7 +270,7 @@ impl Checks for TargetChecks<'_> {
         Ok(true)
     }
 
-    fn beginning(&mut self, part: &Part, progress: &mut Progress) -> Result<bool, Failure> {
+    fn beginning(&mut self, part: &Part, progress: &mut DownloadProgress) -> Result<bool, Failure> {
         let place = self.target.display().to_string();
         let magic = part.first_bytes().map_err(|error| Failure::system(format!("{place}: {error}")))?;
         verify::check_magic(&magic, &place)?;

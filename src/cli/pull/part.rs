@@ -55,7 +55,7 @@ fn with_end(path: &Path, end: &str) -> PathBuf {
 
 impl Part {
     /// Opens or creates the unfinished file of `target`. What is there is kept where its note names the same address and can
-    /// be told from another version.
+    /// be distinguished from another version.
     pub fn open(target: &Path, url: &str, sha256: Option<&str>) -> io::Result<Self> {
         let path = path_of(target);
         if path.symlink_metadata().is_ok_and(|about| !about.is_file()) {

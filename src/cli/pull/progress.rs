@@ -13,7 +13,7 @@ const SPEED_SPAN: Duration = Duration::from_secs(5);
 const WIDTH: u64 = 24;
 
 /// The progress of one file.
-pub(super) struct Progress {
+pub(super) struct DownloadProgress {
     is_terminal: bool,
     /// Whether a bar stands on the current line.
     is_drawn: bool,
@@ -21,9 +21,9 @@ pub(super) struct Progress {
     speed: Speed,
 }
 
-impl Progress {
+impl DownloadProgress {
     pub fn new(now: Instant) -> Self {
-        Progress {
+        DownloadProgress {
             is_terminal: io::stderr().is_terminal(),
             is_drawn: false,
             shown_at: now,

@@ -1,4 +1,4 @@
-//! Where a model comes from: a name of the table, a repository on Hugging Face, or an address. Pure, apart from nothing:
+//! Where a model comes from: a name of the table, a repository on Hugging Face, or an address. Pure:
 //! what only the server knows is asked elsewhere.
 
 use super::catalogue::{self, KnownLength, KnownModel};
@@ -10,7 +10,7 @@ const HUB: &str = "https://huggingface.co";
 
 /// What the command line names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum ModelSource {
     /// One file at an address.
     File(RemoteFile),
     /// A repository, whose only model file is meant.
@@ -30,7 +30,7 @@ pub(super) struct RemoteFile {
     pub known: Option<&'static KnownModel>,
 }
 
-impl Source {
+impl ModelSource {
     /// Reads `NAME`, `URL` or `hf:OWNER/REPO[:FILE]`. `mirror` stands in for Hugging Face; `is_named` says that the command line
     /// names it, so that it has to be of use.
     pub fn parse(text: &str, mirror: Option<&str>, is_named: bool) -> Result<Self, Failure> {
@@ -46,13 +46,13 @@ impl Source {
                     "--from stands in for Hugging Face, and an address is none of its names; leave it out",
                 ));
             }
-            return Ok(Source::File(RemoteFile::at(text)?));
+            return Ok(ModelSource::File(RemoteFile::at(text)?));
         }
         if let Some(place) = text.strip_prefix("hf:") {
             return Self::of_repository(place, hub);
         }
         match catalogue::named(text) {
-            Some(known) => Ok(Source::File(RemoteFile::of_known(known, hub))),
+            Some(known) => Ok(ModelSource::File(RemoteFile::of_known(known, hub))),
             None => Err(Failure::usage(format!(
                 "{text}: no name of a model; known are {}; or give hf:OWNER/REPO or an address",
                 catalogue::names()
@@ -73,8 +73,8 @@ impl Source {
             )));
         }
         match file {
-            None => Ok(Source::Repository { hub: hub.to_owned(), name: name.to_owned() }),
-            Some(file) => RemoteFile::in_repository(hub, name, file).map(Source::File),
+            None => Ok(ModelSource::Repository { hub: hub.to_owned(), name: name.to_owned() }),
+            Some(file) => RemoteFile::in_repository(hub, name, file).map(ModelSource::File),
         }
     }
 }
@@ -218,8 +218,8 @@ mod tests {
     use super::*;
 
     fn file(text: &str) -> RemoteFile {
-        match Source::parse(text, None, false) {
-            Ok(Source::File(file)) => file,
+        match ModelSource::parse(text, None, false) {
+            Ok(ModelSource::File(file)) => file,
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -232,7 +232,7 @@ mod tests {
         );
         assert_eq!(file.length, Some(1_187_801_280));
         assert!(file.sha256.is_some());
-        let error = Source::parse("bitnet", None, false).expect_err("no such name");
+        let error = ModelSource::parse("bitnet", None, false).expect_err("no such name");
         assert!(error.code == 2 && error.message.contains("bitnet-2b"), "{error:?}");
     }
 
@@ -257,21 +257,26 @@ mod tests {
             "hf:a b/c",
             "hf:a/b:.x",
         ] {
-            assert_eq!(Source::parse(wrong, None, false).expect_err(wrong).code, 2);
+            assert_eq!(ModelSource::parse(wrong, None, false).expect_err(wrong).code, 2);
         }
         let name = "a/b".into();
-        assert_eq!(Source::parse("hf:a/b", None, false), Ok(Source::Repository { hub: HUB.into(), name }));
+        assert_eq!(
+            ModelSource::parse("hf:a/b", None, false),
+            Ok(ModelSource::Repository { hub: HUB.into(), name })
+        );
     }
 
     #[test]
     fn a_mirror_stands_in_for_the_site() {
-        let Ok(Source::File(file)) = Source::parse("bitnet-2b", Some("http://mirror.lan/hf/"), true) else {
+        let Ok(ModelSource::File(file)) =
+            ModelSource::parse("bitnet-2b", Some("http://mirror.lan/hf/"), true)
+        else {
             panic!()
         };
         assert!(file.url.starts_with("http://mirror.lan/hf/microsoft/"), "{}", file.url);
-        assert!(Source::parse("bitnet-2b", Some("mirror.lan"), true).is_err());
-        assert!(Source::parse("https://a.example/m.gguf", Some("https://b.example"), true).is_err());
-        assert!(Source::parse("https://a.example/m.gguf", Some("https://b.example"), false).is_ok());
+        assert!(ModelSource::parse("bitnet-2b", Some("mirror.lan"), true).is_err());
+        assert!(ModelSource::parse("https://a.example/m.gguf", Some("https://b.example"), true).is_err());
+        assert!(ModelSource::parse("https://a.example/m.gguf", Some("https://b.example"), false).is_ok());
     }
 
     #[test]
@@ -287,7 +292,7 @@ mod tests {
             "https://a:b@c.example/m.gguf",
             "https://a.example/a b",
         ] {
-            assert_eq!(Source::parse(wrong, None, false).expect_err(wrong).code, 2);
+            assert_eq!(ModelSource::parse(wrong, None, false).expect_err(wrong).code, 2);
         }
     }
 

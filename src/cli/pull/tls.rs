@@ -4,6 +4,7 @@
 use crate::cli::Failure;
 use crate::transport::named_file;
 use rustls::crypto::ring;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
@@ -41,6 +42,11 @@ fn system() -> Result<Vec<Certificate<'static>>, Failure> {
         return Err(Failure::system(message));
     }
     Ok(certificates.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect())
+}
+
+/// What the TLS error inside an I/O error means; `None` where there is none.
+pub(super) fn explain_inner(error: &io::Error) -> Option<String> {
+    error.get_ref()?.downcast_ref().map(explain)
 }
 
 /// What a TLS error means, and what to do.
