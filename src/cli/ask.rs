@@ -3,21 +3,25 @@
 //! Plain blocking I/O. Ctrl-C ends the process, which closes the connection and so cancels the request.
 //! Deliberately knows no engine.
 
-use super::Failure;
 use super::daemon_socket::{connection_lost, default_socket, no_daemon, not_bitnetd};
-use super::schema_file;
+use super::prompt_args::PromptArgs;
+use super::sampling_args::SamplingArgs;
+use super::server_events::{ServerEvent, refused};
+use super::{Failure, schema_file};
 use crate::external_text::utf8;
 use crate::protocol::json::MAX_REQUEST;
-use crate::protocol::text::{Shown, escaped_json, for_terminal, one_line};
-use serde::Deserialize;
+use crate::protocol::text::{escaped_json, for_terminal};
 use std::borrow::Cow;
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// Ask a running daemon
+///
+/// An answer that is cut off, by a time limit or by max_tokens, is printed as far as it goes; standard error says why, and the
+/// exit code is 5. With --json the last event says so, and the exit code is 0.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Ask {
+pub(super) struct Ask {
     /// The daemon's socket [default: the user's own daemon, else the system's]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -27,24 +31,13 @@ pub struct Ask {
     /// Print the answer when it is complete
     #[arg(long)]
     pub no_stream: bool,
-    /// Most tokens of the answer
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_tokens: Option<u32>,
     /// A file with a JSON schema that the answer has to fit
     #[arg(long, value_name = "FILE")]
     pub schema: Option<PathBuf>,
-    /// What to ask; read from standard input when left out or `-`
-    #[arg(value_name = "PROMPT|-")]
-    pub prompt: Option<String>,
-}
-
-/// The events of the request.
-#[derive(Deserialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-enum ServerEvent {
-    Token { text: String },
-    Done { text: String },
-    Error { code: String, message: String },
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub input: PromptArgs,
 }
 
 /// Why the answer stopped before its end.
@@ -55,8 +48,8 @@ enum StreamEnd {
 }
 
 /// Sends the prompt, and prints the answer as it is generated.
-pub fn run(args: Ask) -> Result<(), Failure> {
-    let prompt = prompt(args.prompt.as_deref(), io::stdin())?;
+pub(super) fn run(args: Ask) -> Result<(), Failure> {
+    let prompt = args.input.prompt(|words| prompt(words, io::stdin()))?;
     let schema = args.schema.as_deref().map(schema_file::read).transpose()?;
     let path = args.socket.clone().unwrap_or_else(default_socket);
     let mut stream = UnixStream::connect(&path).map_err(|error| no_daemon(&path, &error))?;
@@ -67,6 +60,7 @@ pub fn run(args: Ask) -> Result<(), Failure> {
         json: args.json,
         is_terminal: io::stdout().is_terminal(),
         printed: None,
+        max_tokens: args.sampling.max_tokens,
     };
     match read_events(BufReader::new(stream), &mut printer, &path) {
         Ok(()) | Err(StreamEnd::Unread) => Ok(()),
@@ -101,10 +95,15 @@ fn read_prompt(input: impl Read) -> Result<String, Failure> {
 }
 
 fn request(args: &Ask, prompt: &str, schema: Option<serde_json::Value>) -> Vec<u8> {
-    let mut keys = serde_json::json!({ "prompt": prompt, "stream": !args.no_stream });
-    if let Some(most) = args.max_tokens {
-        keys["max_tokens"] = most.into();
+    let mut keys = serde_json::json!({ "stream": !args.no_stream });
+    match &args.input.system {
+        None => keys["prompt"] = prompt.into(),
+        Some(system) => {
+            let message = |role: &str, content: &str| serde_json::json!({ "role": role, "content": content });
+            keys["messages"] = serde_json::json!([message("system", system), message("user", prompt)]);
+        }
     }
+    args.sampling.add_to(&mut keys);
     if let Some(schema) = schema {
         keys["response_format"] =
             serde_json::json!({ "type": "json_schema", "json_schema": { "schema": schema } });
@@ -130,7 +129,10 @@ fn read_events(
         printer.event(&line, &event)?;
         match event {
             ServerEvent::Token { .. } => {}
-            ServerEvent::Done { .. } => return Ok(()),
+            ServerEvent::Done(done) => {
+                let cut_off = done.cut_off(printer.max_tokens).filter(|_| !printer.json);
+                return cut_off.map_or(Ok(()), |cut_off| Err(StreamEnd::Failed(cut_off.failure())));
+            }
             ServerEvent::Error { code, message } => {
                 return Err(printer.fail_on_new_line(refused(&code, &message)));
             }
@@ -146,6 +148,8 @@ struct Printer<W> {
     is_terminal: bool,
     /// The last character printed, to end with just one line break.
     printed: Option<char>,
+    /// That of the request.
+    max_tokens: Option<u32>,
 }
 
 impl<W: Write> Printer<W> {
@@ -154,11 +158,11 @@ impl<W: Write> Printer<W> {
             _ if self.json => self.print(&escaped_json(line)),
             ServerEvent::Token { text } => self.print(text),
             // Not streamed, or from the cache in one piece.
-            ServerEvent::Done { text } if self.printed.is_none() => {
-                self.print(text)?;
+            ServerEvent::Done(done) if self.printed.is_none() => {
+                self.print(&done.text)?;
                 self.end_line()
             }
-            ServerEvent::Done { .. } => self.end_line(),
+            ServerEvent::Done(_) => self.end_line(),
             ServerEvent::Error { .. } => Ok(()),
         }
     }
@@ -190,12 +194,6 @@ fn usage(message: &str) -> Failure {
     Failure { code: 2, message: message.into() }
 }
 
-/// The daemon's error on one line, of limited length whoever answers on the socket.
-fn refused(code: &str, message: &str) -> Failure {
-    let message: Vec<&str> = message.split_whitespace().collect();
-    Failure { code: 5, message: format!("refused ({}): {}", Shown(code), one_line(&message.join(" "))) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,7 +204,8 @@ mod tests {
         {\"event\":\"done\",\"id\":\"a\",\"text\":\"two words\",\"cached\":false}\n";
 
     fn conversation(events: &str, json: bool) -> (String, Result<(), Failure>) {
-        let mut printer = Printer { out: Vec::new(), json, is_terminal: false, printed: None };
+        let mut printer =
+            Printer { out: Vec::new(), json, is_terminal: false, printed: None, max_tokens: Some(2) };
         let ended = match read_events(events.as_bytes(), &mut printer, Path::new("/s")) {
             Ok(()) => Ok(()),
             Err(StreamEnd::Failed(failure)) => Err(failure),
@@ -220,6 +219,28 @@ mod tests {
         assert_eq!(conversation(ANSWER, false), ("two words\n".into(), Ok(())));
         let ended = ANSWER.replace("words", "words\\n");
         assert_eq!(conversation(&ended, false), ("two words\n".into(), Ok(())));
+    }
+
+    #[test]
+    fn an_answer_that_was_cut_off_is_exit_code_5_except_for_programs() {
+        let cut = ANSWER
+            .replace("\"cached\":false", "\"finish_reason\":\"length\",\"usage\":{\"completion_tokens\":2}");
+        let (out, ended) = conversation(&cut, false);
+        let failure = Failure { code: 5, message: "[cut off: max_tokens of 2]".into() };
+        assert_eq!((out.as_str(), ended), ("two words\n", Err(failure)));
+        assert_eq!(conversation(&cut, true), (cut, Ok(())));
+    }
+
+    #[test]
+    fn a_system_text_is_a_message_before_the_prompt() {
+        let input = PromptArgs { system: Some("Be brief.".into()), ..PromptArgs::default() };
+        let line = request(&Ask { input, ..Ask::default() }, "hi", None);
+        let read = crate::protocol::json::request(&line).expect("sound");
+        assert!(
+            matches!(&read.input, crate::protocol::Input::Messages(all) if all.len() == 2),
+            "{:?}",
+            read.input
+        );
     }
 
     #[test]
@@ -269,7 +290,8 @@ mod tests {
     fn output_that_nobody_reads_is_no_failure() {
         let (reader, out) = std::io::pipe().expect("two descriptors");
         drop(reader);
-        let mut printer = Printer { out, json: false, is_terminal: false, printed: None };
+        let mut printer =
+            Printer { out, json: false, is_terminal: false, printed: None, max_tokens: Some(2) };
         let ended = read_events(ANSWER.as_bytes(), &mut printer, Path::new("/s"));
         assert!(matches!(ended, Err(StreamEnd::Unread)));
     }
@@ -292,7 +314,8 @@ mod tests {
 
     #[test]
     fn the_request_is_one_the_daemon_reads() {
-        let args = Ask { max_tokens: Some(5), ..Ask::default() };
+        let sampling = SamplingArgs { max_tokens: Some(5), ..SamplingArgs::default() };
+        let args = Ask { sampling, ..Ask::default() };
         let line = request(&args, "say \"hi\"\n", Some(serde_json::json!({"type": "object"})));
         let read = crate::protocol::json::request(&line).expect("sound");
         assert_eq!((read.stream, read.max_tokens), (true, Some(5)));
@@ -317,7 +340,8 @@ mod tests {
         let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
         let path = folder.path().join("s");
         let ask = || {
-            let args = Ask { socket: Some(path.clone()), prompt: Some("a".into()), ..Ask::default() };
+            let input = PromptArgs { words: vec!["a".into()], ..PromptArgs::default() };
+            let args = Ask { socket: Some(path.clone()), input, ..Ask::default() };
             run(args).expect_err("nobody answers")
         };
         let missing = ask();

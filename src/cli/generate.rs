@@ -1,11 +1,13 @@
 //! `bitnetd generate`: one answer in this process. Deliberately uses no daemon and no configuration.
 
 use super::model_args::ModelArgs;
+use super::prompt_args::PromptArgs;
+use super::sampling_args::SamplingArgs;
+use super::server_events::CutOff;
 use super::{Failure, print, schema_file, text};
 use crate::engine::Engine;
 use crate::engine::error::PromptError;
 use crate::engine::grammar::{Constraint, GrammarSource};
-use crate::engine::sampler::SamplingParams;
 use crate::engine::session::{Answer, GenerateOptions, Step, StopReason};
 use crate::engine::tokenizer::{ChatRole, Turn};
 use crate::protocol::text::json_line;
@@ -13,7 +15,13 @@ use serde::Serialize;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+/// Most tokens of an answer where none are named.
+const MAX_TOKENS: u32 = 256;
+
 /// Answer one prompt in this process, without a daemon
+///
+/// An answer that is cut off by --max-tokens or the end of the context is printed as far as it goes; standard error says so, and
+/// the exit code is 5. With --json the key finish_reason says so, and the exit code is 0.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Generate {
     #[command(flatten)]
@@ -24,31 +32,16 @@ pub(super) struct Generate {
     /// With --raw: put the beginning-of-text token before it
     #[arg(long, requires = "raw")]
     bos: bool,
-    /// 0 is greedy
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
-    temperature: f32,
-    /// Seed of the random numbers
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Most tokens of the answer
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
-    max_tokens: u32,
     /// A file with a JSON schema that the answer has to fit
     #[arg(long, value_name = "FILE")]
     schema: Option<PathBuf>,
     /// Print one JSON object with text, counts and timings
     #[arg(long)]
     json: bool,
-    /// What to answer; read from standard input when `-`
-    #[arg(value_name = "PROMPT")]
-    prompt: String,
-}
-
-fn temperature(text: &str) -> Result<f32, String> {
-    match text.parse() {
-        Ok(t) if (0.0..=10.0).contains(&t) => Ok(t),
-        _ => Err("a number from 0 to 10".into()),
-    }
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    input: PromptArgs,
 }
 
 #[derive(Serialize)]
@@ -66,31 +59,24 @@ struct GenerateOutput<'a> {
 }
 
 pub(super) fn run(args: Generate) -> Result<(), Failure> {
-    let prompt = text(Some(args.prompt.clone()))?;
-    if prompt.trim().is_empty() {
-        return Err(Failure::usage("PROMPT: empty; say something"));
+    let prompt = args.input.prompt(|words| match words {
+        Some(words) => text(Some(words.to_owned())),
+        None => {
+            Err(Failure::usage("no PROMPT; give one, or - for standard input; see bitnetd generate --help"))
+        }
+    })?;
+    if args.raw && args.input.system.is_some() {
+        return Err(Failure::usage("--system: with --raw there is no chat template that has a place for it"));
     }
     let engine = args.model.load()?;
-    let refused = |error: PromptError| Failure { code: 5, message: error.to_string() };
-    let prompt = match args.raw {
-        true => {
-            let mut ids = engine.tokenizer().encode(&prompt);
-            ids.splice(0..0, engine.tokenizer().bos().filter(|_| args.bos));
-            ids
-        }
-        false => {
-            let turn = Turn { role: ChatRole::User, text: &prompt };
-            engine.tokenizer().prompt_chat(&[turn]).map_err(refused)?
-        }
-    };
-    let sampling =
-        SamplingParams { temperature: args.temperature, seed: args.seed, ..SamplingParams::default() };
-    let max_tokens = Some(args.max_tokens as usize);
-    let constraint = constraint(&engine, &args)?;
+    let prompt = prompt_ids(&engine, &args, &prompt)?;
+    let most = args.sampling.max_tokens.unwrap_or(MAX_TOKENS);
+    let max_tokens = Some(most as usize);
+    let (sampling, constraint) = (args.sampling.params(), constraint(&engine, &args)?);
     let options =
         GenerateOptions { sampling, max_tokens, constraint, speculate: true, ..GenerateOptions::default() };
     // Memory for this request, not for the model's longest context.
-    let wanted = prompt.len() + args.max_tokens as usize;
+    let wanted = prompt.len() + most as usize;
     // One answer is short enough for an f32 cache.
     let mut session = args.model.exact_session(&engine, wanted.min(engine.model().shape().context));
     let mut stuck = None;
@@ -109,8 +95,30 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
     match stuck {
         Some(failure) => Err(failure),
         None if args.json => print(json(&engine, prompt.len(), &answer).as_bytes()),
-        None => print(b"\n"),
+        None => {
+            print(b"\n")?;
+            let tokens = answer.tokens.len() as u64;
+            let is_cut_off = answer.end == StopReason::Length;
+            let cut_off = is_cut_off.then_some(CutOff::Length { tokens, wanted: Some(most) });
+            cut_off.map_or(Ok(()), |cut_off| Err(cut_off.failure()))
+        }
     }
+}
+
+fn refused(error: PromptError) -> Failure {
+    Failure { code: 5, message: error.to_string() }
+}
+
+fn prompt_ids(engine: &Engine, args: &Generate, prompt: &str) -> Result<Vec<u32>, Failure> {
+    if args.raw {
+        let mut ids = engine.tokenizer().encode(prompt);
+        ids.splice(0..0, engine.tokenizer().bos().filter(|_| args.bos));
+        return Ok(ids);
+    }
+    let system = args.input.system.as_deref().map(|text| Turn { role: ChatRole::System, text });
+    let turns: Vec<Turn<'_>> =
+        system.into_iter().chain([Turn { role: ChatRole::User, text: prompt }]).collect();
+    engine.tokenizer().prompt_chat(&turns).map_err(refused)
 }
 
 /// The constraint of `--schema`.

@@ -50,6 +50,20 @@ fn state_dir() -> PathBuf {
     own_dir("STATE_DIRECTORY", "/var/lib/bitnetd", "XDG_STATE_HOME", ".local/state")
 }
 
+/// The folder for downloaded models: where the service can read them for root, otherwise the user's own.
+pub(super) fn model_dir() -> PathBuf {
+    let own = || env_path("XDG_DATA_HOME").or_else(|| Some(env_path("HOME")?.join(".local/share")));
+    match own().filter(|_| !rustix::process::geteuid().is_root()) {
+        Some(data) => data.join("bitnetd/models"),
+        None => PathBuf::from("/var/lib/bitnetd/models"),
+    }
+}
+
+/// The model server to ask instead of Hugging Face.
+pub(super) fn mirror() -> Option<String> {
+    std::env::var("BITNETD_MIRROR").ok().filter(|mirror| !mirror.is_empty())
+}
+
 fn own_dir(systemds: &str, roots: &str, users: &str, below_home: &str) -> PathBuf {
     let own = || env_path(users).or_else(|| Some(env_path("HOME")?.join(below_home)));
     match env_path(systemds) {

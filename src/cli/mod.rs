@@ -4,6 +4,7 @@
 
 mod ask;
 mod board_fit;
+mod chat;
 mod check_config;
 mod daemon_socket;
 #[cfg(feature = "demo")]
@@ -14,9 +15,13 @@ mod health;
 mod host;
 mod inspect;
 mod model_args;
+mod prompt_args;
+mod pull;
 mod report;
+mod sampling_args;
 mod schema_file;
 mod serve;
+mod server_events;
 mod tools;
 mod top;
 mod unit_sandbox;
@@ -83,6 +88,8 @@ enum Command {
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
     Ask(ask::Ask),
+    Chat(chat::Chat),
+    Pull(pull::Pull),
     Generate(generate::Generate),
     Bench(bench::Bench),
     Tokenize(tokenize::Tokenize),
@@ -114,6 +121,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         Command::Ask(args) => ask::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Pull(args) => pull::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Tokenize(args) => tokenize::run(args),

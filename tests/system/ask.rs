@@ -51,8 +51,63 @@ async fn json_prints_the_events_a_line_each() {
 }
 
 #[tokio::test]
+async fn several_words_and_a_file_are_one_prompt() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let case = &cases()[0];
+    let words: Vec<&str> = case.prompt.split(' ').collect();
+    assert!(words.len() > 1);
+    let file = folder.write("prompt", &format!("{}\n", case.prompt));
+    for args in [&words[..], &["--file", text(&file)]] {
+        let ended = ask(&daemon, args).await;
+        assert_eq!((ended.code, ended.out), (Some(0), format!("{}\n", case.answer)));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_off_says_so_and_is_exit_code_5() {
+    let folder = Folder::new();
+    let settings = format!("{}[queue]\ntimeout_ms = 1500\n", endless());
+    let daemon = Daemon::start(&folder, &settings).await;
+    let ended = ask(&daemon, &["--max-tokens", "3", "go"]).await;
+    assert_eq!(ended.code, Some(5), "{ended:?}");
+    assert_eq!((ended.error_line(), ended.out.is_empty()), ("bitnetd: [cut off: max_tokens of 3]", false));
+    let ended = ask(&daemon, &["go"]).await;
+    assert_eq!(ended.code, Some(5), "{ended:?}");
+    // On a machine that is slow it takes longer.
+    assert!(ended.error_line().starts_with("bitnetd: [cut off: time limit of "), "{ended:?}");
+}
+
+#[tokio::test]
+async fn sampling_and_system_text_reach_the_daemon() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, &endless()).await;
+    let with = async |more: &[&str]| {
+        let ended =
+            ask(&daemon, &[&["--json", "--no-stream", "--max-tokens", "8"], more, &["go"]].concat()).await;
+        let done: Value = serde_json::from_str(ended.out.trim()).expect("an event");
+        (done["text"].to_string(), done["usage"]["prompt_tokens"].as_u64())
+    };
+    let hot =
+        ["--temperature", "10", "--top-p", "1", "--top-k", "0", "--min-p", "0", "--repetition-penalty", "1"];
+    let (one, same, other) = (
+        with(&[&hot[..], &["--seed", "1"]].concat()).await,
+        with(&[&hot[..], &["--seed", "1"]].concat()).await,
+        with(&[&hot[..], &["--seed", "2"]].concat()).await,
+    );
+    assert_eq!(one, same);
+    assert_ne!(one, other);
+    assert!(with(&["--system", "Be brief."]).await.1 > one.1);
+}
+
+#[tokio::test]
 async fn wrong_usage_is_exit_code_2() {
-    for args in [&["ask", "--nonsense", "x"][..], &["ask", "--max-tokens", "0", "x"], &["ask", " "]] {
+    for args in [
+        &["ask", "--nonsense", "x"][..],
+        &["ask", "--max-tokens", "0", "x"],
+        &["ask", "--temperature", "11", "x"],
+        &["ask", " "],
+    ] {
         let ended = run(args).await;
         assert_eq!(ended.code, Some(2), "{ended:?}");
         ended.error_line();

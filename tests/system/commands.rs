@@ -87,6 +87,11 @@ async fn generate_heeds_its_limits() {
     let (one, same, other) = (run(&hot("1")).await, run(&hot("1")).await, run(&hot("2")).await);
     assert_eq!(one.out, same.out);
     assert_ne!(one.out, other.out);
+    let cut = run(&["generate", "--max-tokens", "2", "turn", "on", "the light"]).await;
+    assert_eq!((cut.code, cut.error_line()), (Some(5), "bitnetd: [cut off: max_tokens of 2]"));
+    let with_system = run(&["generate", "--json", "--system", "Be brief.", "turn on the light"]).await.json();
+    let without = run(&["generate", "--json", "turn on the light"]).await.json();
+    assert!(with_system["prompt_tokens"].as_u64() > without["prompt_tokens"].as_u64(), "{with_system}");
     let raw = run(&["generate", "--raw", "--json", "turn on the light"]).await.json();
     let template = run(&["generate", "--json", "turn on the light"]).await.json();
     assert!(raw["prompt_tokens"].as_u64() < template["prompt_tokens"].as_u64(), "{raw}");

@@ -5,6 +5,7 @@
 mod alerts;
 mod answers;
 mod ask;
+mod chat;
 mod commands;
 mod configuration;
 mod convert;
@@ -33,6 +34,7 @@ mod models;
 mod mqtt;
 mod overhead;
 mod power;
+mod pull;
 mod queueing;
 mod reload;
 mod report;
