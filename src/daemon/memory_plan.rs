@@ -74,7 +74,7 @@ pub struct ClientMemory {
     pub history: usize,
     /// The cache of answers.
     pub answers: usize,
-    /// The guard's filter, and another one that a reload reads beside it; 0 without one.
+    /// The guard's filter, and another one that a reload reads beside it, up to twice as large; 0 without one.
     pub filter: usize,
 }
 
@@ -145,9 +145,10 @@ impl ClientMemory {
         }
     }
 
-    /// The same with a filter of answers. While a reload reads another one, both are in memory.
+    /// The same with a filter of answers. While a reload reads another one, both are in memory; that one may be twice as large,
+    /// so that patterns can be added without a restart.
     pub fn with_filter(self, filter: Option<&Filter>, config: &Config) -> Self {
-        ClientMemory { filter: filter.map_or(0, |filter| 2 * filter_bytes(filter, config)), ..self }
+        ClientMemory { filter: filter.map_or(0, |filter| 3 * filter_bytes(filter, config)), ..self }
     }
 
     fn total(&self) -> usize {
@@ -476,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_planned_twice_and_another_may_take_what_is_left_of_the_budget() {
+    fn a_filter_is_planned_with_its_successor_and_another_may_take_what_is_left_of_the_budget() {
         let filter = Filter::parse("some words\n/[0-9]{8}/\n").expect("sound");
         let config = Config::defaults(&Host {
             name: "cellar".into(),
@@ -491,19 +492,19 @@ mod tests {
         let takes = filter_bytes(&filter, &config);
         assert!((512 << 10..4 << 20).contains(&takes), "{takes}");
         let clients = CLIENTS.with_filter(Some(&filter), &config);
-        assert_eq!((clients.filter, CLIENTS.with_filter(None, &config).filter), (2 * takes, 0));
+        assert_eq!((clients.filter, CLIENTS.with_filter(None, &config).filter), (3 * takes, 0));
         let budget = |mb: usize| MemoryBudget { bytes: mb << 20, is_cgroup_limit: false };
         let planned =
             |clients, mb| MemoryPlan::make(&MODEL, 64, Some(64), Some(1), clients, budget(mb)).expect("fits");
         let (with, without) = (planned(clients, 1000), planned(CLIENTS, 1000));
-        assert_eq!(with.total() - without.total(), 2 * takes);
+        assert_eq!(with.total() - without.total(), 3 * takes);
         assert_eq!(with.filter_place(), without.filter_place(), "all that is left");
-        assert_eq!(with.filter_place() - 2 * takes, (1000 << 20) - with.total());
-        // In a full plan there is the place for a filter of the same size, and without a filter none.
+        assert_eq!(with.filter_place() - 3 * takes, (1000 << 20) - with.total());
+        // In a full plan there is the place for another filter, and without a filter none.
         let least = (1..1000)
             .find(|mb| MemoryPlan::make(&MODEL, 64, Some(64), Some(1), clients, budget(*mb)).is_ok());
         let least = planned(clients, least.expect("some budget is enough"));
-        assert!((2 * takes..2 * takes + (1 << 20)).contains(&least.filter_place()), "{least}");
+        assert!((3 * takes..3 * takes + (1 << 20)).contains(&least.filter_place()), "{least}");
     }
 
     #[test]

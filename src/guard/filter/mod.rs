@@ -124,7 +124,7 @@ impl Filter {
     pub fn find(self: &Arc<Self>, text: &str) -> Option<FilterMatch> {
         match self.search(text) {
             Ok(found) => found.map(|pattern| self.match_of(pattern)),
-            // It gave up, or found a character that is not ASCII beside a condition on words, which no DFA can decide.
+            // It gave up, or there is a character that is not ASCII beside a condition on words, which no DFA can decide.
             Err(_) => {
                 let mut stream = FilterStream::new(Arc::clone(self));
                 stream.push(text).and_then(|_| stream.finish()).err()

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_security_record_is_whole_at_any_level_and_can_be_recognised() {
+    fn a_line_of_the_security_record_is_whole_at_any_level_and_can_be_distinguished() {
         let json = format!("{{\"client\":\"{}\"}}", "x".repeat(3000));
         let mut record = Record::builder();
         record.level(Level::Info).target(SECURITY_TARGET);
