@@ -34,7 +34,7 @@ pub(super) fn run(args: Serve) -> Result<(), Failure> {
     let model = config.model.path.clone();
     let (ready, _) = oneshot::channel();
     let ended = block_on(daemon::run(config, reread, CancellationToken::new(), ready))?;
-    Ok(ended.map_err(Failure::from).map_err(|failure| with_sandbox(failure, model.as_deref()))?)
+    ended.map_err(|error| with_sandbox(error.into(), model.as_deref()))
 }
 
 /// Under systemd a model may be out of sight although it is there.

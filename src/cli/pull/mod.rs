@@ -17,8 +17,8 @@ mod source;
 mod tls;
 mod verify;
 
-use super::{Failure, host, print};
-use crate::config::DEFAULT_FILE;
+use super::{Failure, host, print, serve};
+use crate::config::{Config, DEFAULT_FILE};
 use crate::protocol::text::for_terminal;
 use client::{FileClient, RequestError};
 use download::{Checks, Download, DownloadEnd};
@@ -74,9 +74,13 @@ pub(super) struct Pull {
 }
 
 impl Pull {
-    /// The configuration whose memory budget counts; `None` is that of this machine's daemon.
-    fn planned_for(&self) -> Option<&Path> {
-        self.set_config.as_deref().filter(|config| config.exists())
+    /// The configuration whose memory budget counts: the one that is edited, else that of this machine's daemon where this user
+    /// can read it, else the defaults.
+    fn planned_for(&self) -> Result<Config, Failure> {
+        match self.set_config.as_deref().filter(|config| config.exists()) {
+            Some(named) => serve::load(Some(named)),
+            None => Ok(serve::load(None).unwrap_or_else(|_| Config::defaults(&host::host()))),
+        }
     }
 }
 
@@ -110,6 +114,8 @@ pub(super) fn run(args: Pull) -> Result<(), Failure> {
     offer(&args, &target)
 }
 
+/// Bytes whose checksum takes a small board more than a second or two.
+const WORTH_A_WORD: u64 = 64 << 20;
 const NO_CHECKSUM: &str = "no checksum is known; its length is right, and it is a sound model";
 
 /// The file to download. Of a repository the only model file is meant, or the only I2_S one.
@@ -184,11 +190,16 @@ fn fetch(
 ) -> Result<Option<String>, Failure> {
     let unwritten =
         |error: io::Error| Failure::system(format!("{}: {error}", part::path_of(target).display()));
+    let config = args.planned_for()?;
+    let there = std::fs::metadata(part::path_of(target)).map_or(0, |about| about.len());
+    if there > WORTH_A_WORD {
+        eprint(&format!("checking the {} MiB that are there", there >> 20));
+    }
     let mut part = Part::open(target, &remote.url, remote.sha256.as_deref()).map_err(unwritten)?;
     if part.length() > 0 {
         eprint(&format!("goes on after {} MiB", part.length() >> 20));
     }
-    let checks = TargetChecks { target, force: args.force, config: args.planned_for(), is_planned: false };
+    let checks = TargetChecks { target, force: args.force, config, is_planned: false };
     let mut download = Download::new(client, remote, checks, Duration::from_millis(args.retry_ms));
     let ended = download.run(&mut part);
     download.progress.clear();
@@ -207,12 +218,12 @@ fn fetch(
             return Err(failure);
         }
     }
-    let is_planned = download.checks.is_planned;
-    finish(args, part, target, is_planned)
+    finish(part, &download.checks)
 }
 
 /// Verifies a file that is complete, and gives it its name.
-fn finish(args: &Pull, part: Part, target: &Path, is_planned: bool) -> Result<Option<String>, Failure> {
+fn finish(part: Part, checks: &TargetChecks<'_>) -> Result<Option<String>, Failure> {
+    let target = checks.target;
     let place = target.display().to_string();
     let unwritten = |error: io::Error| Failure::system(format!("{place}: {error}"));
     let (wanted, found) = (part.note().sha256.clone(), part.sha256());
@@ -232,8 +243,12 @@ fn finish(args: &Pull, part: Part, target: &Path, is_planned: bool) -> Result<Op
         part.discard().map_err(unwritten)?;
         return Err(failure);
     }
-    if !is_planned && let Err(too_large) = verify::plan(part.path(), args.planned_for())? {
-        check_plan(too_large, args.force)?;
+    if !checks.is_planned
+        && let Some(too_large) = verify::too_large(part.path(), &checks.config)
+        && let Err(failure) = check_plan(too_large, checks.force)
+    {
+        part.discard().map_err(unwritten)?;
+        return Err(failure);
     }
     part.finish(target).map_err(unwritten)?;
     Ok(wanted)
@@ -244,7 +259,7 @@ struct TargetChecks<'a> {
     target: &'a Path,
     force: bool,
     /// The configuration with the memory budget.
-    config: Option<&'a Path>,
+    config: Config,
     /// Whether the memory plan was made of the beginning.
     is_planned: bool,
 }
@@ -275,7 +290,7 @@ impl Checks for TargetChecks<'_> {
         let magic = part.first_bytes().map_err(|error| Failure::system(format!("{place}: {error}")))?;
         verify::check_magic(&magic, &place)?;
         let Some(total) = part.note().length else { return Ok(true) };
-        match verify::of_beginning(part.path(), part.length(), total, &place, self.config)? {
+        match verify::of_beginning(part.path(), part.length(), total, &place, &self.config)? {
             Beginning::TooShort => return Ok(false),
             Beginning::Fits => {}
             Beginning::TooLarge(failure) => {
@@ -314,6 +329,9 @@ fn is_already_there(
     let is_same = match (sha256, length) {
         (_, Some(length)) if about.len() != length => false,
         (Some(sha256), _) => {
+            if about.len() > WORTH_A_WORD {
+                eprint(&format!("checking {place}"));
+            }
             part::sha256_of(target).map_err(|error| Failure::system(format!("{place}: {error}")))? == sha256
         }
         (None, Some(_)) => verify::of_whole(target, &place).is_ok(),
@@ -347,7 +365,13 @@ fn offer(args: &Pull, target: &Path) -> Result<(), Failure> {
         );
     }
     let is_person = io::stdin().is_terminal() && io::stderr().is_terminal();
-    if is_person && usual.is_file() && confirms(&format!("set [model] path in {DEFAULT_FILE} now? [y/N] ")) {
+    let is_writable =
+        || rustix::fs::access(usual.parent().unwrap_or(usual), rustix::fs::Access::WRITE_OK).is_ok();
+    if is_person
+        && usual.is_file()
+        && is_writable()
+        && confirms(&format!("set [model] path in {DEFAULT_FILE} now? [y/N] "))
+    {
         return set(usual, &target);
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! Whether a downloaded file is a model that this engine runs, and whether it fits the memory budget: of the whole file, or of
 //! its beginning while the rest is still on its way.
 
-use crate::cli::{Failure, serve};
-use crate::daemon::{self, DaemonError, MemoryPlan, ServedOverTcp};
+use crate::cli::Failure;
+use crate::config::Config;
+use crate::daemon::{self, DaemonError, ServedOverTcp};
 use crate::engine::ModelFile;
 use crate::engine::gguf::{FileMap, Gguf};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -45,7 +46,7 @@ pub(super) fn of_beginning(
     length: u64,
     total: u64,
     place: &str,
-    config: Option<&Path>,
+    config: &Config,
 ) -> Result<Beginning, Failure> {
     // In memory, with a hole for the weights, which are not looked at.
     let whole = with_hole(part, length, total);
@@ -55,10 +56,7 @@ pub(super) fn of_beginning(
     if map().map(Gguf::parse).is_ok_and(|parsed| parsed.is_ok()) {
         let map = map().map_err(|error| Failure::system(format!("{place}: {error}")))?;
         ModelFile::parse(map, place, None)?;
-        return Ok(match plan(&path, config)? {
-            Ok(_) => Beginning::Fits,
-            Err(too_large) => Beginning::TooLarge(too_large),
-        });
+        return Ok(too_large(&path, config).map_or(Beginning::Fits, Beginning::TooLarge));
     }
     Ok(Beginning::TooShort)
 }
@@ -78,15 +76,14 @@ pub(super) fn of_whole(path: &Path, place: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The memory plan of a model under a configuration; without one under that of this machine's daemon, or its defaults. Or why it
-/// does not fit.
-pub(super) fn plan(path: &Path, config: Option<&Path>) -> Result<Result<MemoryPlan, Failure>, Failure> {
-    let mut config = serve::load(config)?;
+/// Why a model does not fit the memory budget of a configuration; `None` where it does. What else the configuration says of
+/// models is about another one.
+pub(super) fn too_large(path: &Path, config: &Config) -> Option<Failure> {
+    let mut config = config.clone();
     config.model.path = Some(path.to_owned());
     match daemon::plan(&config, ServedOverTcp::of(&config), None) {
-        Ok((_, plan)) => Ok(Ok(plan)),
-        Err(error @ DaemonError::Budget(_)) => Ok(Err(error.into())),
-        Err(error) => Err(error.into()),
+        Err(error @ DaemonError::Budget(_)) => Some(error.into()),
+        _ => None,
     }
 }
 
@@ -103,7 +100,7 @@ mod tests {
         let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
         let path = folder.path().join("m.part");
         std::fs::write(&path, bytes).expect("a temporary folder");
-        of_beginning(&path, length, total, "m.gguf", None)
+        of_beginning(&path, length, total, "m.gguf", &Config::defaults(&crate::cli::host::host()))
     }
 
     #[test]
