@@ -53,7 +53,8 @@ pub(super) fn explain_inner(error: &io::Error) -> Option<String> {
 pub(super) fn explain(error: &rustls::Error) -> String {
     use rustls::{CertificateError as Wrong, Error};
     match error {
-        Error::InvalidCertificate(Wrong::UnknownIssuer) => {
+        // The second where an authority that we trust has the name of the one that signed.
+        Error::InvalidCertificate(Wrong::UnknownIssuer | Wrong::BadSignature) => {
             "its certificate is signed by nobody we trust; for an authority of your own name its certificate with --ca-file".into()
         }
         Error::InvalidCertificate(Wrong::NotValidForName | Wrong::NotValidForNameContext { .. }) => {

@@ -70,10 +70,12 @@ fn a_path_that_is_not_a_regular_file_gives_the_same_exit_code() {
 }
 
 #[test]
-fn a_sound_model_of_the_same_kind_ends_it_with_0() {
+fn a_sound_model_of_the_same_kind_answers_until_its_context_is_used_up() {
     let folder = Folder::new();
-    let output = generate(&folder.file("sound.gguf", &fixtures::small().bytes()));
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let Output { status, stdout, stderr } = generate(&folder.file("sound.gguf", &fixtures::small().bytes()));
+    let message = String::from_utf8(stderr).expect("UTF-8");
+    assert_eq!((status.code(), stdout.is_empty()), (Some(5), false), "{message}");
+    assert!(message.contains("[cut off: "), "{message}");
 }
 
 #[test]
@@ -123,7 +125,11 @@ fn a_byte_order_mark_is_no_part_of_a_prompt_argument() {
         command.output().expect("the program was built")
     };
     let plain = answer("x");
-    assert_eq!((answer("\u{feff}x").stdout, plain.status.code()), (plain.stdout, Some(0)));
+    assert_eq!(
+        (answer("\u{feff}x").stdout, plain.status.code()),
+        (plain.stdout, Some(5)),
+        "cut off at --max-tokens"
+    );
     let twice = answer("\u{feff}\u{feff}x");
     let message = String::from_utf8(twice.stderr).expect("UTF-8");
     assert_eq!(twice.status.code(), Some(2), "{message}");
