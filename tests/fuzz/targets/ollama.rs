@@ -85,6 +85,7 @@ fn done(text: String) -> Done {
         timings: Timings { total_ms: f64::MAX, queue_ms: f64::NAN, prompt_ms: -1.0, ..Timings::default() },
         energy: None,
         cached: false,
+        model: "m".into(),
         details: AnswerDetails::default(),
     }
 }

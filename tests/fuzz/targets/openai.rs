@@ -107,11 +107,12 @@ fn done(choices: u32, has_logprobs: bool, has_calls: bool) -> Done {
         timings: Timings::default(),
         energy: None,
         cached: true,
+        model: "m".into(),
         details: AnswerDetails {
             logprobs: logprobs.clone(),
             tool_calls: tool_calls.clone(),
             choices,
-            prediction: None,
+            ..AnswerDetails::default()
         },
     }
 }

@@ -98,6 +98,7 @@ async fn answer(mut requests: mpsc::Receiver<Inbound>) {
             timings: Timings::default(),
             energy: None,
             cached: false,
+            model: "m".into(),
             details: AnswerDetails::default(),
         };
         inbound.reply.finish(Event::Done(Box::new(done)));
