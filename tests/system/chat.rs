@@ -123,6 +123,9 @@ async fn on_a_terminal_ctrl_d_ends_and_a_mistake_does_not() {
     terminal.shows("> ").await;
     // Ctrl-C drops the line that is being written.
     terminal.press("nonsense\x03");
+    // A line ends, and the next one begins: what is typed in between, the terminal may treat as its own.
+    terminal.shows("\n").await;
+    terminal.shows("> ").await;
     terminal.press(&format!("{}\r", cases()[0].prompt));
     terminal.shows(&cases()[0].answer).await;
     terminal.shows("> ").await;
