@@ -6,6 +6,7 @@ use crate::protocol::text::for_terminal;
 use crate::{guard, home};
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Every key with its default, in its order.
@@ -30,7 +31,7 @@ pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
     config.guard.filter_file.as_deref().map(guard::filter::load).transpose().map_err(wrong)?;
     config.model.path.as_deref().map(readable).transpose().map_err(wrong)?;
     if !args.explain {
-        let notes: String = hidden_files(&config).iter().map(|note| format!("note: {note}\n")).collect();
+        let notes: String = notes(&config).iter().map(|note| format!("note: {note}\n")).collect();
         return print(for_terminal(&format!("{}: sound\n{notes}", args.file.display())).as_bytes());
     }
     let text = config::read_text(&args.file)
@@ -41,26 +42,37 @@ pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
 /// Whether the model's file is there and this user may read it. What is in it is a question for `inspect`.
 fn readable(path: &Path) -> Result<(), String> {
     let wrong = |why: String| format!("model.path: {}: {why}", path.display());
-    let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
-    match file.metadata() {
-        Ok(metadata) if metadata.is_dir() => Err(wrong("a folder; name a GGUF file".into())),
-        Ok(_) => Ok(()),
-        Err(error) => Err(wrong(error.to_string())),
+    // Before it is opened: to open a pipe waits for its other end.
+    match path.metadata() {
+        Ok(metadata) if !metadata.is_file() => return Err(wrong("no regular file; name a GGUF file".into())),
+        Ok(_) => {}
+        Err(error) => return Err(wrong(error.to_string())),
     }
+    File::open(path).map(drop).map_err(|error| wrong(error.to_string()))
 }
 
-/// The keys whose files are there and that the service would not see.
-fn hidden_files(config: &Config) -> Vec<String> {
-    let named = [
+/// What is to be said of other files that are named: those that the service would not see, and those that are missing. They are
+/// notes, since a file may be for another user's eyes, or be made later.
+fn notes(config: &Config) -> Vec<String> {
+    let login = config.mqtt.as_ref().and_then(|mqtt| mqtt.login.as_ref());
+    let password = login.and_then(|login| login.password_file.clone());
+    let secrets = [("http.token_file", &config.http.token_file), ("mqtt.password_file", &password)];
+    let others = [
         ("model.path", &config.model.path),
         ("home.file", &config.home.file),
         ("guard.filter_file", &config.guard.filter_file),
+        ("telemetry.textfile", &config.telemetry.textfile),
     ];
-    let hidden = named.into_iter().filter_map(|(key, path)| {
+    let hidden = secrets.iter().chain(&others).filter_map(|(key, path)| {
         let why = unit_sandbox::hidden(path.as_deref()?)?;
         Some(format!("{key}: {why}"))
     });
-    hidden.collect()
+    let missing = secrets.iter().filter_map(|(key, path)| {
+        let path = path.as_deref()?;
+        let is_missing = path.metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        is_missing.then(|| format!("{key}: {}: no such file", path.display()))
+    });
+    hidden.chain(missing).collect()
 }
 
 /// One line for each key of the reference file.

@@ -37,10 +37,9 @@ impl SharedDefaults {
         *repetition_penalty = repetition_penalty.or(defaults.repetition_penalty);
     }
 
-    /// Begins a conversation that has no system text with the default one.
-    pub fn add_system(&self, request: &mut Request) {
-        let defaults = self.now();
-        let Some(text) = &defaults.system else { return };
+    /// Begins a conversation that has no system text with the default one, and returns that.
+    pub fn add_system(&self, request: &mut Request) -> Option<String> {
+        let text = self.now().system.clone()?;
         let message =
             |role, content: String| Message { role, content, tool_calls: Vec::new(), tool_call_id: None };
         let system = message(Role::System, text.clone());
@@ -49,9 +48,12 @@ impl SharedDefaults {
                 let prompt = message(Role::User, std::mem::take(prompt));
                 request.input = Input::Messages(vec![system, prompt]);
             }
-            Input::Messages(messages) if messages.iter().any(|message| message.role == Role::System) => {}
+            Input::Messages(messages) if messages.iter().any(|message| message.role == Role::System) => {
+                return None;
+            }
             Input::Messages(messages) => messages.insert(0, system),
         }
+        Some(text)
     }
 
     /// Whether an answer is generated with speculation.

@@ -3,7 +3,7 @@
 use crate::daemon::Daemon;
 use crate::listener::Listener;
 use crate::support::broker::Mosquitto;
-use crate::{Folder, endless, linked};
+use crate::{Folder, cases, endless, linked};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -42,6 +42,26 @@ async fn requests_that_say_nothing_get_the_defaults_and_a_reload_changes_them() 
         (&said["text"], &said["usage"]["prompt_tokens"]),
         (&filled["text"], &filled["usage"]["prompt_tokens"])
     );
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn commands_get_no_system_text_and_the_owner_s_own_does_not_count_for_the_guard() {
+    let folder = Folder::new();
+    let system = format!("[defaults]\nsystem = \"{}\"\n", "word ".repeat(60));
+    let daemon = Daemon::start(&folder, &system).await;
+    let case = &cases()[0];
+    let done = daemon.client().await.ask(json!({"prompt": case.prompt})).await;
+    assert_eq!(done["text"], case.answer.as_str(), "{done}");
+    daemon.stop().await;
+    let limited = format!("{}{system}[guard]\nmax_prompt_tokens = 40\n", endless());
+    let daemon = Daemon::start(&folder, &limited).await;
+    let mut client = daemon.client().await;
+    let done = client.ask(json!({"prompt": "go", "max_tokens": 2})).await;
+    assert_eq!(done["event"], "done", "{done}");
+    assert!(done["usage"]["prompt_tokens"].as_u64() > Some(40), "{done}");
+    let long = client.ask(json!({"prompt": "word ".repeat(60), "max_tokens": 2})).await;
+    assert_eq!(long["code"], "too_large", "{long}");
     daemon.stop().await;
 }
 

@@ -266,8 +266,21 @@ fn of_library(place: &str, error: Error) -> RequestError {
         Error::Io(error) => match tls::explain_inner(&error) {
             Some(why) => last(place, &why),
             None => {
-                let is_connected = error.kind() != std::io::ErrorKind::ConnectionRefused;
-                passing(place, &error.to_string(), is_connected)
+                use std::io::ErrorKind as Kind;
+                // Of a connection that there was. A name that is not known is an I/O error too.
+                let is_connected = matches!(
+                    error.kind(),
+                    Kind::ConnectionReset
+                        | Kind::ConnectionAborted
+                        | Kind::BrokenPipe
+                        | Kind::UnexpectedEof
+                        | Kind::NotConnected
+                        | Kind::TimedOut
+                        | Kind::WouldBlock
+                        | Kind::InvalidData
+                );
+                let hint = if is_connected { "" } else { "; behind a proxy set HTTPS_PROXY" };
+                passing(place, &format!("{error}{hint}"), is_connected)
             }
         },
         Error::HostNotFound => {

@@ -250,6 +250,11 @@ fn finish(part: Part, checks: &TargetChecks<'_>) -> Result<Option<String>, Failu
         part.discard().map_err(unwritten)?;
         return Err(failure);
     }
+    // The download may have been complete before, so that nothing has looked at the target yet.
+    if is_already_there(target, wanted.as_deref(), Some(part.length()), checks.force)? {
+        part.discard().map_err(unwritten)?;
+        return Ok(wanted);
+    }
     part.finish(target).map_err(unwritten)?;
     Ok(wanted)
 }

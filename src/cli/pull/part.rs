@@ -61,6 +61,10 @@ impl Part {
         if path.symlink_metadata().is_ok_and(|about| !about.is_file()) {
             return Err(io::Error::other("is there, and no regular file; remove it"));
         }
+        // A file of that name that somebody else has made is not emptied.
+        if !note_path(&path).exists() && fs::metadata(&path).is_ok_and(|about| about.len() > 0) {
+            return Err(io::Error::other("is there, and no download that was cut; move it away"));
+        }
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(MODE).open(&path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
@@ -95,7 +99,8 @@ impl Part {
                 read => self.digest.update(&buffer[..read]),
             }
         }
-        (self.note, self.length) = (note, kept);
+        let synced = note.synced.min(kept);
+        (self.note, self.length) = (PartNote { synced, ..note }, kept);
         Ok(())
     }
 
@@ -167,7 +172,13 @@ impl Part {
     fn write_note(&self) -> io::Result<()> {
         let path = note_path(&self.path);
         let new = with_end(&path, ".new");
-        fs::write(&new, serde_json::to_vec(&self.note)?)?;
+        // What was left there may be a link to elsewhere.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&new)?;
+        file.write_all(&serde_json::to_vec(&self.note)?)?;
         fs::rename(new, path)
     }
 }

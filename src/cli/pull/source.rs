@@ -147,6 +147,9 @@ fn is_file_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 200
         && !name.starts_with('.')
+        // Names of unfinished files.
+        && !name.ends_with(".part")
+        && !name.ends_with(".part.json")
         && !name.chars().any(|c| c == '/' || crate::protocol::text::is_unsafe(c))
 }
 

@@ -302,6 +302,8 @@ impl DeviceKeys {
     }
 }
 
+/// The smallest cache of answers: one answer may take an eighth of it.
+const LEAST_ANSWERS_KB: u64 = 16;
 /// The most requests that are answered at the same time: the engine's `MAX_SEQUENCES`.
 const MAX_PARALLEL: u64 = 16;
 
@@ -420,6 +422,10 @@ impl CacheKeys {
         let disk_mb = within("cache", "disk_mb", self.disk_mb.unwrap_or(0), 0..=65_536)?;
         // By default enough for all commands of a home.
         let answers_kb = within("cache", "answers_kb", self.answers_kb.unwrap_or(256), 0..=65_536)?;
+        if (1..LEAST_ANSWERS_KB).contains(&answers_kb) {
+            let reason = format!("{answers_kb} KiB hold no answer; use 0, or at least {LEAST_ANSWERS_KB}");
+            return Err(KeyError("cache", "answers_kb", reason));
+        }
         Ok(Cache { scope, disk_bytes: disk_mb << 20, answers_bytes: (answers_kb as usize) << 10 })
     }
 }

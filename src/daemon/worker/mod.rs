@@ -30,7 +30,7 @@ use crate::engine::{self, Engine, ModelFile};
 use crate::guard::Denied;
 use crate::protocol::{
     AnswerDetails, Code, Done, Event, FinishReason, PredictionUsage, Refusal, Request, RequestEnergy,
-    RequestId, ShortlistCounts, Timings, Usage,
+    RequestId, ResponseFormat, ShortlistCounts, Timings, Usage,
 };
 use crate::telemetry::sensors::Sensors;
 use crate::telemetry::{self, ComputeSpan, Telemetry};
@@ -316,7 +316,7 @@ impl Worker {
             self.queue.refuse(queued.inbound, refusal);
             return None;
         }
-        self.queue.defaults.add_system(&mut queued.inbound.request);
+        let own_tokens = self.add_default_system(engine, &mut queued.inbound.request);
         let input = &queued.inbound.request.input;
         debug!(REQUEST_ID = queued.inbound.id.as_str(); "prompt: {input:?}");
         let request = &queued.inbound.request;
@@ -326,7 +326,9 @@ impl Worker {
             tool_calls::prompt(engine, request)
         };
         match prompt {
-            Ok(prompt) => match self.queue.guard.check_tokens(prompt.tokens.len()) {
+            // What the owner adds is not the client's.
+            Ok(prompt) => match self.queue.guard.check_tokens(prompt.tokens.len().saturating_sub(own_tokens))
+            {
                 Ok(()) => Some((queued, prompt)),
                 Err(denied) => {
                     self.queue.deny(queued.inbound, denied);
@@ -338,6 +340,16 @@ impl Worker {
                 None
             }
         }
+    }
+
+    /// Adds the default system text, and counts its tokens. Commands get none: the built-in model knows only commands, and
+    /// takes another text for a part of them.
+    fn add_default_system(&self, engine: &Engine, request: &mut Request) -> usize {
+        if self.intents.is_built_in || request.response_format == ResponseFormat::HomeIntent {
+            return 0;
+        }
+        let added = self.queue.defaults.add_system(request);
+        added.map_or(0, |text| engine.tokenizer().encode_continuation(&text).len())
     }
 
     /// Refuses a request because the model can no longer be used. The daemon ends, and systemd starts it again.

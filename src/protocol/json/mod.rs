@@ -117,6 +117,9 @@ enum PriorityKey {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CancelKeys {
+    /// Of the cancellation itself, which has no answer where it is sound.
+    #[serde(default, rename = "id")]
+    _id: Option<RequestId>,
     cancel: RequestId,
 }
 
@@ -246,8 +249,13 @@ pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
     // of a request. The same is true of the others.
     let body =
         without_bom(bytes).trim_ascii_start().strip_prefix(b"{").unwrap_or_default().trim_ascii_start();
-    if body.starts_with(b"\"cancel\"") {
-        return parse(bytes).map(|keys: CancelKeys| Incoming::Cancel(keys.cancel));
+    let is_cancel = body.starts_with(b"\"cancel\"");
+    if is_cancel || body.starts_with(b"\"id\"") {
+        match parse(bytes) {
+            Ok(CancelKeys { cancel, .. }) => return Ok(Incoming::Cancel(cancel)),
+            Err(refusal) if is_cancel => return Err(refusal),
+            Err(_) => {}
+        }
     }
     let questions: [&[u8]; 4] = [b"\"telemetry\"", b"\"metrics\"", b"\"health\"", b"\"alerts\""];
     let is_question = questions.iter().any(|key| body.starts_with(key));

@@ -44,6 +44,9 @@ async fn one_deployment(number: usize, rounds: usize) -> Tally {
             Daemon::spawn(bitnetd().arg("serve").arg("--config").arg(config), &deployment.folder);
     }
     let tally = deployment.tally().await;
+    if !tally.lost.is_empty() {
+        println!("{}\n{}", deployment.daemon.log(), deployment.broker.log());
+    }
     deployment.daemon.ready().await;
     deployment.daemon.process.terminate();
     deployment.daemon.ends_well().await;
