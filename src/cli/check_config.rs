@@ -51,7 +51,7 @@ fn readable(path: &Path) -> Result<(), String> {
     File::open(path).map(drop).map_err(|error| wrong(error.to_string()))
 }
 
-/// What is to be said of other files that are named: those that the service would not see, and those that are missing. They are
+/// Notes about other files that are named: those that the service would not see, and those that are missing. They are
 /// notes, since a file may be for another user's eyes, or be made later.
 fn notes(config: &Config) -> Vec<String> {
     let login = config.mqtt.as_ref().and_then(|mqtt| mqtt.login.as_ref());

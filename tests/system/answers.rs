@@ -156,19 +156,19 @@ async fn the_cache_of_answers_shrinks_and_is_switched_off_by_a_reload() {
     let daemon = Daemon::start(&folder, "").await;
     let mut client = daemon.client().await;
     let ask = |number: u64| json!({"prompt": format!("turn on light {number}"), "max_tokens": 1});
-    for number in 0..20 {
+    for number in 0..40 {
         assert_eq!(client.ask(ask(number)).await["cached"], false);
     }
     assert_eq!(client.ask(ask(0)).await["cached"], true);
     let cache = telemetry(&mut client).await["cache"].clone();
     let bytes = cache["bytes"].as_u64().expect("a number");
-    assert_eq!((&cache["entries"], &cache["hits"], &cache["misses"]), (&json!(20), &json!(1), &json!(20)));
+    assert_eq!((&cache["entries"], &cache["hits"], &cache["misses"]), (&json!(40), &json!(1), &json!(40)));
     assert!((1..=256 << 10).contains(&bytes), "{cache}");
-    // The 20 answers take more than this, and each takes less than an eighth of it.
-    assert!(bytes > 10 << 10 && bytes / 20 < (10 << 10) / 8, "{cache}");
-    folder.config("[cache]\nanswers_kb = 10\n");
+    // The 40 answers take more than this, and each takes less than an eighth of it.
+    assert!(bytes > 16 << 10 && bytes / 40 < (16 << 10) / 8, "{cache}");
+    folder.config("[cache]\nanswers_kb = 16\n");
     daemon.process.signal(Signal::HUP);
-    let cache = cache_within(&mut client, 10 << 10).await;
+    let cache = cache_within(&mut client, 16 << 10).await;
     assert_ne!(cache["entries"], 0, "{cache}");
     assert_eq!(client.ask(ask(0)).await["cached"], true, "the last one used");
     folder.config("[cache]\nanswers_kb = 0\n");

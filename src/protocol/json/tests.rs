@@ -178,6 +178,9 @@ fn a_byte_order_mark_is_no_part_of_a_message() {
     assert_eq!(incoming(text), Ok(Incoming::Request(Box::new(read))));
     assert_eq!(id_of("\u{feff}{\"id\":\"a\"}".as_bytes()).as_deref(), Some("a"));
     assert_eq!(incoming("\u{feff}{\"cancel\":\"a\"}".as_bytes()), Ok(Incoming::Cancel("a".into())));
+    for text in [&br#"{"id":"b","cancel":"a"}"#[..], br#"{"cancel":"a","id":"b"}"#] {
+        assert_eq!(incoming(text), Ok(Incoming::Cancel("a".into())));
+    }
     assert_eq!(cancel_topic("\u{feff}{\"running\":true}".as_bytes()), Ok(Cancelled::Running));
     assert_eq!(thread_limit("\u{feff}2".as_bytes()), Ok(2));
     let twice = "\u{feff}\u{feff}{\"prompt\":\"b\"}".as_bytes();
