@@ -7,7 +7,7 @@ use crate::config;
 use crate::protocol::ResponseFormat;
 use crate::telemetry::AnswerCacheSize;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// An answer may take this part of the cache at most: one long answer must not evict all short ones.
@@ -67,39 +67,47 @@ pub(super) struct SharedAnswers {
     is_shared: AtomicBool,
     /// Whether answers are stored at all.
     is_enabled: AtomicBool,
-    /// The most bytes that the memory plan has for it.
-    planned: usize,
+    /// The most bytes that memory has a place for.
+    place: AtomicUsize,
     size: Arc<AnswerCacheSize>,
 }
 
 impl SharedAnswers {
-    /// An empty cache that stores nothing before [`adopt`](Self::adopt), and never more than `planned` bytes.
-    pub fn new(planned: usize, size: Arc<AnswerCacheSize>) -> Self {
+    /// An empty cache that stores nothing before [`adopt`](Self::adopt).
+    pub fn new(size: Arc<AnswerCacheSize>) -> Self {
         SharedAnswers {
             cache: Mutex::default(),
             is_shared: AtomicBool::default(),
             is_enabled: AtomicBool::default(),
-            planned,
+            place: AtomicUsize::default(),
             size,
         }
     }
 
-    /// Adopts the settings that a reload may change. A smaller cache drops at once what no longer fits.
-    pub fn adopt(&self, settings: &config::Cache) {
+    /// Adopts the settings that a reload may change, with `place` bytes at most. A smaller cache drops at once what no longer
+    /// fits.
+    pub fn adopt(&self, settings: &config::Cache, place: usize) {
         self.is_shared.store(settings.scope == config::CacheScope::All, Ordering::Relaxed);
         self.is_enabled.store(settings.answers_bytes > 0, Ordering::Relaxed);
-        self.update(|cache| cache.resize(settings.answers_bytes.min(self.planned)));
+        self.place.store(place, Ordering::Relaxed);
+        self.update(|cache| cache.resize(settings.answers_bytes.min(place)));
     }
 
     /// Why less than `wanted` bytes of answers are stored until a restart; `None` where the memory plan has them.
     pub fn shortage(&self, wanted: usize) -> Option<String> {
-        (wanted > self.planned).then(|| {
+        let place = self.place.load(Ordering::Relaxed);
+        (wanted > place).then(|| {
             format!(
                 "cache.answers_kb: the memory plan of this run has {} KiB for answers; a restart plans {}",
-                self.planned >> 10,
+                place >> 10,
                 wanted >> 10
             )
         })
+    }
+
+    /// The most bytes that it takes now.
+    pub fn limit(&self) -> usize {
+        locked(&self.cache).limit
     }
 
     /// Whether a client may get an answer that was computed for another.
@@ -306,26 +314,26 @@ mod tests {
     #[test]
     fn a_reload_changes_the_size_at_once_and_never_beyond_the_plan() {
         let counted = Arc::<AnswerCacheSize>::default();
-        let answers = SharedAnswers::new(LIMIT, Arc::clone(&counted));
+        let answers = SharedAnswers::new(Arc::clone(&counted));
         let settings =
             |answers_bytes| config::Cache { disk_bytes: 0, answers_bytes, scope: config::CacheScope::Client };
         let size = || counted.get();
         answers.insert(key(1), stored("before the settings are known"));
         assert_eq!((answers.is_enabled(), size()), (false, (0, 0)));
-        answers.adopt(&settings(1 << 30));
+        answers.adopt(&settings(1 << 30), LIMIT);
         (0..2000).for_each(|token| answers.insert(key(token), stored("text")));
         let (entries, bytes) = size();
         assert!(answers.is_enabled() && entries > 100 && bytes <= LIMIT as u64, "{entries} {bytes}");
         let shortage = answers.shortage(1 << 30).expect("more than planned");
         assert!(shortage.contains("has 256 KiB") && shortage.contains("plans 1048576"), "{shortage}");
         assert_eq!(answers.shortage(LIMIT), None);
-        answers.adopt(&settings(LIMIT / 2));
+        answers.adopt(&settings(LIMIT / 2), LIMIT);
         assert!(size().1 <= LIMIT as u64 / 2 && size().0 > 50);
         answers.clear();
         assert_eq!(size(), (0, 0));
         answers.insert(key(1), stored("text"));
         assert_eq!(size().0, 1, "a cleared cache stores again");
-        answers.adopt(&settings(0));
+        answers.adopt(&settings(0), LIMIT);
         assert_eq!((answers.is_enabled(), size()), (false, (0, 0)));
     }
 }

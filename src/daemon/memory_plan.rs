@@ -2,6 +2,7 @@
 //! knows nothing of the memory that is in use.
 
 use super::memory_guard;
+use super::reload_places::ReloadPlaces;
 use crate::config::Config;
 use crate::engine::Footprint;
 use crate::engine::model::KV_BLOCK;
@@ -148,7 +149,10 @@ impl ClientMemory {
     /// The same with a filter of answers. While a reload reads another one, both are in memory; that one may be twice as large,
     /// so that patterns can be added without a restart.
     pub fn with_filter(self, filter: Option<&Filter>, config: &Config) -> Self {
-        ClientMemory { filter: filter.map_or(0, |filter| 3 * filter_bytes(filter, config)), ..self }
+        ClientMemory {
+            filter: filter.map_or(0, |filter| 3 * filter_bytes(filter, config.budget.parallel)),
+            ..self
+        }
     }
 
     fn total(&self) -> usize {
@@ -159,8 +163,9 @@ impl ClientMemory {
 
 /// The most bytes that a filter takes: with a stream for each answer, one for an answer that is suspended, and one for a
 /// search in a whole text.
-pub(super) fn filter_bytes(filter: &Filter, config: &Config) -> usize {
-    filter.bytes(config.budget.parallel.unwrap_or(DEFAULT_PARALLEL) + 2)
+/// `parallel`: the answers at the same time that are configured.
+pub(super) fn filter_bytes(filter: &Filter, parallel: Option<usize>) -> usize {
+    filter.bytes(parallel.unwrap_or(DEFAULT_PARALLEL) + 2)
 }
 
 /// How many prompts of the broker link may wait in the queue besides the `depth` of the socket.
@@ -264,13 +269,14 @@ impl MemoryPlan {
         self.clients.http / http::BODY_FACTOR
     }
 
-    /// Bytes that filters may take together: what is planned for them, and what no other part of the plan needs.
-    pub fn filter_place(&self) -> usize {
+    /// What a reload may give to the parts of the plan whose size it changes.
+    pub(super) fn reload_places(&self) -> ReloadPlaces {
         let most = match self.unplanned_grammar() {
             None => self.total_with_structured_output(),
             Some(_) => self.total(),
         };
-        self.clients.filter + self.budget.bytes.saturating_sub(most)
+        let spare = self.budget.bytes.saturating_sub(most);
+        ReloadPlaces { answers: self.clients.answers, filters: self.clients.filter, spare }
     }
 
     /// All of the plan, the reserve included.
@@ -290,15 +296,6 @@ impl MemoryPlan {
                 Mebibytes(self.budget.bytes)
             )
         })
-    }
-
-    /// The most bytes that a reload may give the cache of answers: its own, and what the budget has left.
-    pub(super) fn most_answers(&self) -> usize {
-        let total = match self.unplanned_grammar() {
-            None => self.total_with_structured_output(),
-            Some(_) => self.total(),
-        };
-        self.clients.answers + self.budget.bytes.saturating_sub(total)
     }
 
     /// All of the plan without the reserve.
@@ -489,7 +486,7 @@ mod tests {
             state_dir: PathBuf::new(),
             credentials_dir: None,
         });
-        let takes = filter_bytes(&filter, &config);
+        let takes = filter_bytes(&filter, config.budget.parallel);
         assert!((512 << 10..4 << 20).contains(&takes), "{takes}");
         let clients = CLIENTS.with_filter(Some(&filter), &config);
         assert_eq!((clients.filter, CLIENTS.with_filter(None, &config).filter), (3 * takes, 0));
@@ -498,13 +495,20 @@ mod tests {
             |clients, mb| MemoryPlan::make(&MODEL, 64, Some(64), Some(1), clients, budget(mb)).expect("fits");
         let (with, without) = (planned(clients, 1000), planned(CLIENTS, 1000));
         assert_eq!(with.total() - without.total(), 3 * takes);
-        assert_eq!(with.filter_place(), without.filter_place(), "all that is left");
-        assert_eq!(with.filter_place() - 3 * takes, (1000 << 20) - with.total());
+        assert_eq!(
+            with.reload_places().most_filters(0),
+            without.reload_places().most_filters(0),
+            "all that is left"
+        );
+        assert_eq!(with.reload_places().most_filters(0) - 3 * takes, (1000 << 20) - with.total());
         // In a full plan there is the place for another filter, and without a filter none.
         let least = (1..1000)
             .find(|mb| MemoryPlan::make(&MODEL, 64, Some(64), Some(1), clients, budget(*mb)).is_ok());
         let least = planned(clients, least.expect("some budget is enough"));
-        assert!((3 * takes..3 * takes + (1 << 20)).contains(&least.filter_place()), "{least}");
+        assert!(
+            (3 * takes..3 * takes + (1 << 20)).contains(&least.reload_places().most_filters(0)),
+            "{least}"
+        );
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod memory_guard;
 mod memory_plan;
 mod queue;
 mod reload;
+mod reload_places;
 mod report_schedule;
 mod reporter;
 mod request_defaults;

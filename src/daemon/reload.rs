@@ -69,7 +69,7 @@ impl LiveSettings {
         if let Some(shortage) = self.queue.answers.shortage(wanted.cache.answers_bytes) {
             warn!("{shortage}");
         }
-        let filter = self.queue.reload_filter(wanted, &self.running);
+        let filter = self.queue.reload_filter(wanted);
         if let Err(message) = &filter {
             error!("the filter stays as it was: {message}");
         }

@@ -1,7 +1,6 @@
 //! The metadata of a request: an object of the client's own, which every event of the request repeats.
 
 use super::{Code, Refusal};
-use crate::external_text::JsonValue;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::fmt;
@@ -19,12 +18,12 @@ impl Metadata {
     ///
     /// # Errors
     /// A value that is no object, and one that is longer than [`MAX_METADATA`].
-    pub fn new(value: &JsonValue) -> Result<Self, Refusal> {
+    pub fn new(value: &RawValue) -> Result<Self, Refusal> {
         let invalid = |message: &str| Refusal::new(Code::InvalidRequest, format!("metadata: {message}"));
-        if !matches!(value, JsonValue::Object(_)) {
+        if !value.get().starts_with('{') {
             return Err(invalid("not an object; give one like {\"room\":\"kitchen\"}"));
         }
-        let text = value.to_string();
+        let text = without_spaces(value.get());
         if text.len() > MAX_METADATA {
             let length = text.len();
             let message = format!("{length} bytes; at most {MAX_METADATA} are repeated in each event");
@@ -43,6 +42,18 @@ impl Metadata {
     pub fn bytes(&self) -> usize {
         self.as_json().len()
     }
+}
+
+/// The same JSON without what stands between its values. Numbers stay as the client wrote them, of any size and form.
+fn without_spaces(json: &str) -> String {
+    let (mut is_in_string, mut is_escaped) = (false, false);
+    let keeps = |c: &char| {
+        let is_kept = is_in_string || !c.is_ascii_whitespace();
+        is_in_string ^= *c == '"' && !is_escaped;
+        is_escaped = is_in_string && *c == '\\' && !is_escaped;
+        is_kept
+    };
+    json.chars().filter(keeps).collect()
 }
 
 impl fmt::Debug for Metadata {
@@ -70,13 +81,21 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Metadata, Refusal> {
-        Metadata::new(&JsonValue::parse(text).expect("JSON"))
+        Metadata::new(serde_json::from_str(text).expect("JSON"))
     }
 
     #[test]
     fn an_object_is_kept_in_its_order_and_without_line_breaks() {
         let kept = read("{ \"z\": [1,\n2.5],\n\"a\":\"x\\ny\" , \"n\": null}").expect("an object");
         assert_eq!(kept.as_json(), r#"{"z":[1,2.5],"a":"x\ny","n":null}"#);
+        let strings = read(r#"{ "a \" b": "\\" , "c" : " { \t } " }"#).expect("an object");
+        assert_eq!(strings.as_json(), r#"{"a \" b":"\\","c":" { \t } "}"#);
+    }
+
+    #[test]
+    fn numbers_stay_as_they_were_written() {
+        let text = r#"{"n":[12345678901234567890123,1E2,-0,1e-400,0.10]}"#;
+        assert_eq!(read(text).expect("an object").as_json(), text);
     }
 
     #[test]

@@ -1,12 +1,9 @@
 //! `bitnetd chat` from a pipe, on a terminal, and with a model in its own process.
 
-use crate::daemon::{Daemon, Ended, Process, bitnetd, run, run_with_input};
+use crate::daemon::{Daemon, Ended, run, run_with_input};
+use crate::terminal::Terminal;
 use crate::{Folder, cases, data, endless, text, until};
-use nix::pty::{OpenptyResult, Winsize, openpty};
-use rustix::fs::{OFlags, fcntl_setfl};
 use serde_json::Value;
-use std::fs::File;
-use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 
 async fn chat(daemon: &Daemon, args: &[&str], input: &str) -> Ended {
@@ -71,45 +68,6 @@ async fn the_first_error_ends_a_script_with_its_code() {
     assert_eq!(ended.code, Some(4), "{ended:?}");
     let ended = run(&["chat", "--socket", text(&nobody), "--model", "built-in"]).await;
     assert_eq!(ended.code, Some(2), "{ended:?}");
-}
-
-/// A terminal, and the command on it.
-struct Terminal {
-    ours: File,
-    _theirs: File,
-    command: Process,
-    shown: String,
-}
-
-impl Terminal {
-    fn start(args: &[&str]) -> Self {
-        let size = Winsize { ws_row: 24, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
-        let OpenptyResult { master, slave } = openpty(&size, None).expect("a terminal");
-        let (ours, theirs) = (File::from(master), File::from(slave));
-        fcntl_setfl(&ours, OFlags::NONBLOCK).expect("ours");
-        let end = || theirs.try_clone().expect("a descriptor");
-        let mut command = bitnetd();
-        command.env("TERM", "xterm").args(args).stdin(end()).stdout(end()).stderr(end());
-        Terminal { command: Process::start(&mut command), ours, _theirs: theirs, shown: String::new() }
-    }
-
-    fn press(&mut self, keys: &str) {
-        self.ours.write_all(keys.as_bytes()).expect("a terminal");
-    }
-
-    /// Waits until something stands on it, and forgets it and what stood before it.
-    async fn shows(&mut self, what: &str) {
-        until(what, || {
-            let mut bytes = [0; 4096];
-            while let Ok(read @ 1..) = self.ours.read(&mut bytes) {
-                self.shown.push_str(&String::from_utf8_lossy(&bytes[..read]));
-            }
-            let end = self.shown.find(what)? + what.len();
-            self.shown = self.shown.split_off(end);
-            Some(())
-        })
-        .await;
-    }
 }
 
 #[tokio::test]

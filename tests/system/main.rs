@@ -50,6 +50,7 @@ mod support;
 mod surroundings;
 mod suspension;
 mod systemd;
+mod terminal;
 mod threads;
 mod top;
 mod watchdog;

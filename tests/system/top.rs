@@ -1,13 +1,9 @@
 //! `bitnetd top` on a pipe, on a terminal, and where no daemon is.
 
-use crate::daemon::{Daemon, Process, bitnetd, is_emulated, run};
-use crate::{Folder, cases, text, until};
-use nix::pty::{OpenptyResult, Winsize, openpty};
-use nix::sys::termios::{LocalFlags, tcgetattr};
-use rustix::fs::{OFlags, fcntl_setfl};
+use crate::daemon::{Daemon, is_emulated, run};
+use crate::terminal::Terminal;
+use crate::{Folder, cases, text};
 use rustix::process::Signal;
-use std::fs::File;
-use std::io::Read;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
@@ -62,51 +58,11 @@ async fn without_a_daemon_it_is_exit_code_4_and_names_the_socket() {
     assert!(ended.error_line().contains(text(&socket)), "{ended:?}");
 }
 
-/// A terminal of 200 columns and 24 rows, and the view on it.
-struct Terminal {
-    ours: File,
-    theirs: File,
-    view: Process,
-    shown: String,
-}
-
-impl Terminal {
-    fn start(daemon: &Daemon) -> Self {
-        let size = Winsize { ws_row: 24, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
-        let OpenptyResult { master, slave } = openpty(&size, None).expect("a terminal");
-        let (ours, theirs) = (File::from(master), File::from(slave));
-        fcntl_setfl(&ours, OFlags::NONBLOCK).expect("ours");
-        let end = || theirs.try_clone().expect("a descriptor");
-        let mut command = bitnetd();
-        command.args(["top", "--socket", text(&daemon.socket)]).stdin(end()).stdout(end());
-        Terminal { view: Process::start(&mut command), ours, theirs, shown: String::new() }
-    }
-
-    /// Waits until what was drawn since the last wait holds `word`.
-    async fn shows(&mut self, word: &str) {
-        let Terminal { ours, shown, .. } = self;
-        until(&format!("{word:?} is drawn"), || {
-            let mut piece = [0; 4096];
-            // Nothing there yet is an error of the descriptor.
-            while let Ok(count @ 1..) = ours.read(&mut piece) {
-                shown.push_str(&String::from_utf8_lossy(&piece[..count]));
-            }
-            shown.contains(word).then_some(())
-        })
-        .await;
-        shown.clear();
-    }
-
-    fn echoes(&self) -> bool {
-        tcgetattr(&self.theirs).expect("a terminal").local_flags.contains(LocalFlags::ECHO)
-    }
-
-    /// Ends the view with its key, or as a closed window does where keys are not to be had.
-    fn leave(&self) {
-        match has_keys() {
-            true => assert_eq!(rustix::io::write(&self.ours, b"q"), Ok(1)),
-            false => self.view.signal(Signal::HUP),
-        }
+/// Ends the view with its key, or as a closed window does where keys are not to be had.
+fn leave(terminal: &mut Terminal) {
+    match has_keys() {
+        true => terminal.press("q"),
+        false => terminal.command.signal(Signal::HUP),
     }
 }
 
@@ -121,7 +77,7 @@ const LEFT: &str = "\x1b[?1049l";
 /// A daemon and a view of it that is drawn.
 async fn watched(folder: &Folder) -> (Daemon, Terminal) {
     let daemon = Daemon::start(folder, "").await;
-    let mut terminal = Terminal::start(&daemon);
+    let mut terminal = Terminal::start(&["top", "--socket", text(&daemon.socket)]);
     terminal.shows(ENTERED).await;
     (daemon, terminal)
 }
@@ -133,9 +89,9 @@ async fn a_terminal_is_drawn_on_until_q_and_left_as_it_was() {
     assert_eq!(run(&["ask", "--socket", text(&daemon.socket), &cases()[0].prompt]).await.code, Some(0));
     terminal.shows("1 answered").await;
     assert_eq!(terminal.echoes(), !has_keys());
-    terminal.leave();
+    leave(&mut terminal);
     terminal.shows(LEFT).await;
-    assert_eq!(terminal.view.ended().await.code(), Some(0));
+    assert_eq!(terminal.command.ended().await.code(), Some(0));
     assert!(terminal.echoes());
 }
 
@@ -148,9 +104,9 @@ async fn a_daemon_that_goes_is_waited_for_and_a_signal_ends_the_view() {
     terminal.shows("is gone; start it again").await;
     let _again = Daemon::start(&folder, "").await;
     terminal.shows("bitnetd up ").await;
-    terminal.view.signal(Signal::TERM);
+    terminal.command.signal(Signal::TERM);
     terminal.shows(LEFT).await;
-    assert_eq!(terminal.view.ended().await.code(), Some(0));
+    assert_eq!(terminal.command.ended().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -160,8 +116,8 @@ async fn q_ends_the_view_of_a_daemon_that_hangs() {
     daemon.process.signal(Signal::STOP);
     // By now it waits for a report that does not come.
     sleep(Duration::from_millis(1500)).await;
-    terminal.leave();
-    let ended = timeout(LONGEST_REPORT / 2, terminal.view.ended()).await;
+    leave(&mut terminal);
+    let ended = timeout(LONGEST_REPORT / 2, terminal.command.ended()).await;
     daemon.process.signal(Signal::CONT);
     assert_eq!(ended.expect("long before the report is given up").code(), Some(0));
 }

@@ -13,6 +13,7 @@ use super::answer_cache::SharedAnswers;
 use super::locked;
 use super::memory_guard::MemoryGuard;
 use super::memory_plan::{MemoryPlan, filter_bytes};
+use super::reload_places::ReloadPlaces;
 use super::request_defaults::SharedDefaults;
 use super::running::RunningRequests;
 use super::shared_guard::SharedGuard;
@@ -48,8 +49,9 @@ pub(super) struct Queue {
     pub guard: Arc<SharedGuard>,
     /// What holds for requests that do not say it.
     pub defaults: SharedDefaults,
-    /// Bytes that the filters of the guard may take together.
-    filter_place: usize,
+    /// What a reload may give to the answers and to the filter, and the configured answers at the same time.
+    places: ReloadPlaces,
+    parallel: Option<usize>,
     /// The requests that the worker answers.
     pub running: Arc<RunningRequests>,
     /// Whether the process is short of memory.
@@ -66,7 +68,7 @@ impl Queue {
         let guard = MemoryGuard::new(plan.budget.bytes as u64, plan.footprint.mapped as u64);
         let admission = Arc::new(Mutex::new(Admission::new(&config.queue, guard)));
         let size = Arc::clone(&telemetry.answer_cache);
-        let answers = Arc::new(SharedAnswers::new(plan.most_answers(), size));
+        let answers = Arc::new(SharedAnswers::new(size));
         let running = Arc::new(RunningRequests::new(Arc::clone(&telemetry)));
         let memory =
             MemoryWatch::new(plan, Arc::clone(&admission), Arc::clone(&answers), Arc::clone(&running));
@@ -74,7 +76,8 @@ impl Queue {
             admission,
             telemetry,
             guard: Arc::new(SharedGuard::new(&config.guard)),
-            filter_place: plan.filter_place(),
+            places: plan.reload_places(),
+            parallel: config.budget.parallel,
             defaults: SharedDefaults::default(),
             offered: Condvar::new(),
             occupied: Notify::new(),
@@ -92,16 +95,17 @@ impl Queue {
     pub fn adopt(&self, config: &Config) {
         let ms = u64::try_from(config.queue.timeout.as_millis()).unwrap_or(u64::MAX);
         self.timeout_ms.store(ms, Ordering::Relaxed);
-        self.answers.adopt(&config.cache);
+        let filter = self.guard.filter().map_or(0, |filter| filter_bytes(&filter, self.parallel));
+        self.answers.adopt(&config.cache, self.places.most_answers(filter));
         self.defaults.adopt(&config.defaults);
         self.guard.adopt(&config.guard);
         locked(&self.admission).set_client_percent(config.queue.client_percent);
     }
 
-    /// Reads the filter's file of a reload; `running`: the settings with which memory was planned. An error says why the
-    /// filter stays as it was.
-    pub fn reload_filter(&self, wanted: &Config, running: &Config) -> Result<(), String> {
-        self.guard.reload_filter(&wanted.guard, self.filter_place, |filter| filter_bytes(filter, running))
+    /// Reads the filter's file of a reload. An error says why the filter stays as it was.
+    pub fn reload_filter(&self, wanted: &Config) -> Result<(), String> {
+        let place = self.places.most_filters(self.answers.limit());
+        self.guard.reload_filter(&wanted.guard, place, |filter| filter_bytes(filter, self.parallel))
     }
 
     /// Admits a request, or refuses it.

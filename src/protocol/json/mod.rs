@@ -14,6 +14,7 @@ use super::{
 };
 use crate::external_text::{JsonValue, duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -91,7 +92,7 @@ struct RequestKeys {
     cache: Option<bool>,
     speculate: Option<bool>,
     prediction: Option<String>,
-    metadata: Option<JsonValue>,
+    metadata: Option<Box<RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -236,7 +237,7 @@ fn checked(keys: RequestKeys) -> Result<Request, Refusal> {
         cache: keys.cache.unwrap_or(true),
         speculate: keys.speculate,
         prediction: keys.prediction,
-        metadata: keys.metadata.as_ref().map(Metadata::new).transpose()?,
+        metadata: keys.metadata.as_deref().map(Metadata::new).transpose()?,
         id: keys.id,
     };
     tools::check_format(&request)?;
@@ -355,7 +356,7 @@ pub fn id_of(bytes: &[u8]) -> Option<RequestId> {
 pub fn metadata_of(bytes: &[u8]) -> Option<Metadata> {
     #[derive(Deserialize)]
     struct OnlyMetadata {
-        metadata: JsonValue,
+        metadata: Box<RawValue>,
     }
     // Most messages have none, and need not be parsed for it.
     let is_named = bytes.windows(KEY.len()).any(|part| part == KEY);

@@ -111,7 +111,8 @@ impl ReplyRoute {
 
     /// Memory of its texts in bytes.
     pub fn bytes(&self) -> usize {
-        self.id.len() + self.topic.len() + self.correlation.as_ref().map_or(0, Vec::len)
+        let metadata = self.metadata.as_ref().map_or(0, Metadata::bytes);
+        self.id.len() + self.topic.len() + self.correlation.as_ref().map_or(0, Vec::len) + metadata
     }
 
     /// A reply on this route.
