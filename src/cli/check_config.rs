@@ -1,7 +1,7 @@
 //! `bitnetd check-config`: checks a configuration file, and the files of names and patterns that it names. Deliberately starts nothing.
 
 use super::{Failure, host, print, unit_sandbox};
-use crate::config::{self, Config, DEFAULT_FILE};
+use crate::config::{self, Config, DEFAULT_FILE, FallbackModel};
 use crate::protocol::text::for_terminal;
 use crate::{guard, home};
 use std::collections::BTreeSet;
@@ -29,7 +29,13 @@ pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
     let wrong = |error: String| Failure::usage(format!("{}: {error}", args.file.display()));
     config.home.file.as_deref().map(home::file::load).transpose().map_err(wrong)?;
     config.guard.filter_file.as_deref().map(guard::filter::load).transpose().map_err(wrong)?;
-    config.model.path.as_deref().map(readable).transpose().map_err(wrong)?;
+    let fallback = match &config.model.fallback {
+        Some(FallbackModel::File(path)) => Some(path.as_path()),
+        Some(FallbackModel::BuiltIn) | None => None,
+    };
+    for (key, path) in [("model.path", config.model.path.as_deref()), ("model.fallback", fallback)] {
+        path.map(|path| readable(key, path)).transpose().map_err(wrong)?;
+    }
     if !args.explain {
         let notes: String = notes(&config).iter().map(|note| format!("note: {note}\n")).collect();
         return print(for_terminal(&format!("{}: sound\n{notes}", args.file.display())).as_bytes());
@@ -39,9 +45,9 @@ pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
     print(for_terminal(&explain(&config, &text)).as_bytes())
 }
 
-/// Whether the model's file is there and this user may read it. What is in it is a question for `inspect`.
-fn readable(path: &Path) -> Result<(), String> {
-    let wrong = |why: String| format!("model.path: {}: {why}", path.display());
+/// Whether the model's file that `key` names is there and this user may read it. What is in it is a question for `inspect`.
+fn readable(key: &str, path: &Path) -> Result<(), String> {
+    let wrong = |why: String| format!("{key}: {}: {why}", path.display());
     // Before it is opened: to open a pipe waits for its other end.
     match path.metadata() {
         Ok(metadata) if !metadata.is_file() => return Err(wrong("no regular file; name a GGUF file".into())),

@@ -33,6 +33,8 @@ pub struct Alerts {
     pub subscription: bool,
     /// Whether answers that cannot be written to disk raise an alert.
     pub storage: bool,
+    /// Whether it raises an alert that `model.fallback` answers.
+    pub fallback: bool,
 }
 
 impl Alerts {
@@ -52,6 +54,7 @@ impl Alerts {
             broker_link_s: None,
             subscription: false,
             storage: false,
+            fallback: false,
         }
     }
 }
@@ -143,6 +146,7 @@ mod tests {
             "broker_link_s",
             "subscription",
             "storage",
+            "fallback",
         ];
         for off in ["0", "0.0", "false"] {
             let lines: String = keys.iter().map(|key| format!("{key} = {off}\n")).collect();

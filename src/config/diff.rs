@@ -10,6 +10,8 @@ use super::{ClientCertificate, Config, Mqtt};
 pub struct ConfigDiff {
     /// Those that [`Config::adopt`] applies.
     pub live: Vec<&'static str>,
+    /// Those that say which model answers and how it is read: loading it applies them.
+    pub model: Vec<&'static str>,
     /// Those that need a restart.
     pub at_restart: Vec<&'static str>,
 }
@@ -17,7 +19,7 @@ pub struct ConfigDiff {
 impl ConfigDiff {
     /// Whether both configurations are the same.
     pub fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.at_restart.is_empty()
+        self.live.is_empty() && self.model.is_empty() && self.at_restart.is_empty()
     }
 }
 
@@ -26,9 +28,10 @@ impl Config {
     pub fn diff(&self, wanted: &Config) -> ConfigDiff {
         let mut changes = ConfigDiff::default();
         for key in KEYS.iter().filter(|key| (key.differs)(self, wanted)) {
-            match key.adopt {
-                Some(_) => changes.live.push(key.name),
-                None => changes.at_restart.push(key.name),
+            match key.applied {
+                Applied::Live(_) => changes.live.push(key.name),
+                Applied::WithModel(_) => changes.model.push(key.name),
+                Applied::AtRestart => changes.at_restart.push(key.name),
             }
         }
         changes
@@ -36,7 +39,20 @@ impl Config {
 
     /// Adopts the settings of `wanted` that can change while the daemon runs.
     pub fn adopt(&mut self, wanted: &Config) {
-        KEYS.iter().filter_map(|key| key.adopt).for_each(|adopt| adopt(self, wanted));
+        for key in KEYS {
+            if let Applied::Live(adopt) = key.applied {
+                adopt(self, wanted);
+            }
+        }
+    }
+
+    /// Adopts the settings of `wanted` that say which model answers and how it is read.
+    pub fn adopt_model(&mut self, wanted: &Config) {
+        for key in KEYS {
+            if let Applied::WithModel(adopt) = key.applied {
+                adopt(self, wanted);
+            }
+        }
     }
 }
 
@@ -45,8 +61,14 @@ struct Key {
     /// Its section and its name.
     name: &'static str,
     differs: fn(&Config, &Config) -> bool,
-    /// Takes over its value from the second configuration; `None` needs a restart.
-    adopt: Option<fn(&mut Config, &Config)>,
+    applied: Applied,
+}
+
+/// When a changed value takes effect. The functions take it over from the second configuration.
+enum Applied {
+    Live(fn(&mut Config, &Config)),
+    WithModel(fn(&mut Config, &Config)),
+    AtRestart,
 }
 
 /// A key that changes while the daemon runs, and its field.
@@ -55,7 +77,18 @@ macro_rules! live {
         Key {
             name: $name,
             differs: |ours, wanted| ours.$($field).+ != wanted.$($field).+,
-            adopt: Some(|ours, wanted| ours.$($field).+.clone_from(&wanted.$($field).+)),
+            applied: Applied::Live(|ours, wanted| ours.$($field).+.clone_from(&wanted.$($field).+)),
+        }
+    };
+}
+
+/// A key that changes with the model, and its field in the model's settings.
+macro_rules! model {
+    ($name:literal, $field:ident) => {
+        Key {
+            name: $name,
+            differs: |ours, wanted| ours.model.$field != wanted.model.$field,
+            applied: Applied::WithModel(|ours, wanted| ours.model.$field.clone_from(&wanted.model.$field)),
         }
     };
 }
@@ -70,7 +103,7 @@ macro_rules! at_restart {
                 let $config = wanted;
                 *ours != $value
             },
-            adopt: None,
+            applied: Applied::AtRestart,
         }
     };
 }
@@ -86,7 +119,7 @@ macro_rules! mqtt {
                 let $mqtt = wanted;
                 *ours != $value
             },
-            adopt: None,
+            applied: Applied::AtRestart,
         }
     };
 }
@@ -94,16 +127,17 @@ macro_rules! mqtt {
 const KEYS: &[Key] = &[
     at_restart!("device.id", |config| config.device.id),
     at_restart!("device.state_dir", |config| config.device.state_dir),
-    at_restart!("model.path", |config| config.model.path),
-    at_restart!("model.context", |config| config.model.context),
-    at_restart!("model.i2s_layout", |config| config.model.i2s_layout),
+    model!("model.path", path),
+    live!("model.fallback", model.fallback),
+    model!("model.context", context),
+    model!("model.i2s_layout", i2s_layout),
     at_restart!("profile", |config| config.profile),
-    at_restart!("model.head", |config| config.model.head),
-    at_restart!("model.kv_cache", |config| config.model.kv_cache),
-    at_restart!("model.chat_template", |config| config.model.chat_template),
-    at_restart!("model.cache_dir", |config| config.model.cache_dir),
+    model!("model.head", head),
+    model!("model.kv_cache", kv_cache),
+    model!("model.chat_template", chat_template),
+    model!("model.cache_dir", cache_dir),
     at_restart!("cache.disk_mb", |config| config.cache.disk_bytes),
-    at_restart!("model.warm_up", |config| config.model.warm_up),
+    live!("model.warm_up", model.warm_up),
     at_restart!("budget.memory_mb", |config| config.budget.memory_bytes),
     // The processors that are allowed follow from the number of threads.
     at_restart!("budget.threads", |config| config.budget.threads),
@@ -188,6 +222,7 @@ const KEYS: &[Key] = &[
     live!("alerts.broker_link_s", alerts.broker_link_s),
     live!("alerts.subscription", alerts.subscription),
     live!("alerts.storage", alerts.storage),
+    live!("alerts.fallback", alerts.fallback),
     // The memory plan depends on it.
     at_restart!("history.enabled", |config| config.history.is_enabled),
     live!("log.level", log.level),
@@ -212,7 +247,7 @@ mod tests {
     const AFTER: &str = r#"
         profile = "mobile"
         device = { id = "attic", state_dir = "" }
-        model = { path = "/m", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", chat_template = "file", cache_dir = "/c", warm_up = false }
+        model = { path = "/m", fallback = "built-in", context = 64, i2s_layout = "64", head = "q8", kv_cache = "int8", chat_template = "file", cache_dir = "/c", warm_up = false }
         budget = { memory_mb = 9, threads = 2, decode_threads = 1, prefill_threads = 1, parallel = 3, pin = true }
         socket = { path = "/s", mode = "0600", connections = 3 }
         http = { listen = "127.0.0.1:1", token_file = "/t", hosts = ["a"], origins = ["*"], body_kb = 64 }
@@ -240,6 +275,7 @@ mod tests {
         broker_link_s = 10
         subscription = false
         storage = false
+        fallback = false
         [mqtt]
         host = "b"
         port = 1884
@@ -267,7 +303,7 @@ mod tests {
     #[test]
     fn every_key_of_the_reference_file_is_named_when_it_changes() {
         let changes = config(BEFORE).diff(&config(AFTER));
-        let named: Vec<&str> = [&changes.live[..], &changes.at_restart].concat();
+        let named: Vec<&str> = [&changes.live[..], &changes.model, &changes.at_restart].concat();
         let mut section = "";
         for line in include_str!("../../config/bitnetd.toml").lines() {
             if let Some(name) = line.strip_prefix('[') {
@@ -289,6 +325,8 @@ mod tests {
         let (alerts, others): (Vec<_>, Vec<_>) =
             before.live.iter().copied().partition(|key| key.starts_with("alerts."));
         let live = [
+            "model.fallback",
+            "model.warm_up",
             "queue.client_percent",
             "queue.timeout_ms",
             "queue.drain_ms",
@@ -321,10 +359,16 @@ mod tests {
             "log.level",
         ];
         assert_eq!(others, live);
-        assert_eq!(alerts.len(), 13);
+        assert_eq!(alerts.len(), 14);
         running.adopt(&wanted);
         let after = running.diff(&wanted);
-        assert_eq!(after, ConfigDiff { live: vec![], at_restart: before.at_restart });
+        assert_eq!(after, ConfigDiff { live: vec![], ..before.clone() });
+        running.adopt_model(&wanted);
+        assert_eq!(running.model, wanted.model);
+        assert_eq!(
+            running.diff(&wanted),
+            ConfigDiff { at_restart: before.at_restart, ..ConfigDiff::default() }
+        );
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub struct Device {
 pub struct Model {
     /// A GGUF file; `None` is the built-in model.
     pub path: Option<PathBuf>,
+    /// The model that answers where that one cannot be used; `None` ends the daemon instead.
+    pub fallback: Option<FallbackModel>,
     /// Tokens of context; `None` is the model's own, shortened where memory requires it.
     pub context: Option<usize>,
     /// Layout of I2_S tensors; `None` is auto-detected when the model is loaded.
@@ -113,6 +115,43 @@ pub struct Model {
     pub cache_dir: Option<PathBuf>,
     /// Whether a few tokens are computed before the daemon is ready.
     pub warm_up: bool,
+}
+
+impl Model {
+    /// The settings of the fallback; `None` where there is none, or where it is the same model. What describes the file of the
+    /// first model or how it is read is not the fallback's: it has its own context, head and chat template.
+    pub fn fallback(&self) -> Option<Model> {
+        let path = match self.fallback.as_ref()? {
+            FallbackModel::BuiltIn => None,
+            FallbackModel::File(path) => Some(path.clone()),
+        };
+        let fallback = Model {
+            path,
+            fallback: None,
+            context: None,
+            i2s_layout: None,
+            head: None,
+            chat_template: None,
+            kv_cache: self.kv_cache,
+            cache_dir: self.cache_dir.clone(),
+            warm_up: self.warm_up,
+        };
+        (fallback.path != self.path).then_some(fallback)
+    }
+
+    /// Its file, or that it is the built-in model, for messages.
+    pub fn place(&self) -> String {
+        self.path.as_ref().map_or("the built-in model".into(), |path| path.display().to_string())
+    }
+}
+
+/// The model that answers where the first one cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FallbackModel {
+    /// The model inside the program.
+    BuiltIn,
+    /// A GGUF file.
+    File(PathBuf),
 }
 
 /// Formats of the output head.

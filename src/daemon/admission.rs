@@ -62,6 +62,11 @@ impl Admission {
         self.shares.set_percent(percent);
     }
 
+    /// Another model is loaded, with so many bytes of weights that are mapped from its file.
+    pub fn set_mapped(&mut self, bytes: u64) {
+        self.memory_guard.set_mapped(bytes);
+    }
+
     /// Admits a request, or returns it with the reason. A waiting request of another client may be refused in its
     /// place. Call [`check_memory`](Self::check_memory) before.
     pub fn offer(

@@ -5,16 +5,15 @@
 
 use super::INTAKE;
 use super::listeners::Listeners;
+use super::served_model::ServedModel;
 use crate::config::{self, Config};
 use crate::protocol::Refusal;
-use crate::protocol::api::ModelCard;
-use crate::protocol::wyoming::{AnswerKind, ProgramInfo};
 use crate::telemetry::Telemetry;
-use crate::transport::BacklogPolicy;
-use crate::transport::Inbound;
 use crate::transport::http::{self, HttpContext, HttpParts};
+use crate::transport::mqtt::Topics;
 use crate::transport::unix::{self, ConnectionContext, SocketFile};
 use crate::transport::wyoming::{self, WyomingContext};
+use crate::transport::{BacklogPolicy, Inbound, ReloadRequest};
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -26,6 +25,8 @@ pub(super) struct LocalInterfaces {
     pub tasks: JoinSet<()>,
     /// Their requests; those of Wyoming may come before `loaded`.
     pub requests: mpsc::Receiver<Inbound>,
+    /// Requests to read the configuration again.
+    pub reload_requests: mpsc::Receiver<ReloadRequest>,
     /// To be cancelled once the model is loaded.
     pub loaded: CancellationToken,
     /// Where clients connect, for the log.
@@ -49,7 +50,7 @@ impl LocalInterfaces {
         listeners: Listeners,
         config: &Config,
         body_bytes: usize,
-        model: ModelCard,
+        model: &ServedModel,
         telemetry: &Arc<Telemetry>,
         stop: &StopTokens,
     ) -> Self {
@@ -58,12 +59,20 @@ impl LocalInterfaces {
         for address in tcp.listeners.iter().filter_map(|listener| listener.local_addr().ok()) {
             addresses.push_str(&format!(", http://{address}"));
         }
+        for address in wyoming.listeners.iter().filter_map(|listener| listener.local_addr().ok()) {
+            addresses.push_str(&format!(", Wyoming {address}"));
+        }
+        if let Some(mqtt) = &config.mqtt {
+            let topic = Topics::configured(mqtt, &config.device.id).prompt();
+            addresses.push_str(&format!(", topic {topic} at {}:{}", mqtt.host, mqtt.port));
+        }
         let (inbound, requests) = mpsc::channel(INTAKE);
+        let (reloads, reload_requests) = mpsc::channel(1);
         let loaded = CancellationToken::new();
         let http = HttpContext::new(HttpParts {
             settings: config::Http { body_bytes, ..config.http.clone() },
             device: config.device.id.clone(),
-            model,
+            model: model.card.subscribe(),
             slots: config.queue.depth,
             inbound: inbound.clone(),
             telemetry: Arc::clone(telemetry),
@@ -81,6 +90,7 @@ impl LocalInterfaces {
         let context = ConnectionContext {
             max_connections: config.socket.connections,
             inbound,
+            reloads,
             telemetry: Arc::clone(telemetry),
             http: http.clone(),
             loaded: loaded.clone(),
@@ -88,7 +98,7 @@ impl LocalInterfaces {
             close: stop.close.clone(),
         };
         let wyoming_context = WyomingContext {
-            program: Arc::new(wyoming_program(config)),
+            program: model.program.subscribe(),
             inbound: context.inbound.clone(),
             telemetry: Arc::clone(telemetry),
             draining: stop.draining.clone(),
@@ -102,7 +112,7 @@ impl LocalInterfaces {
         if !wyoming.listeners.is_empty() {
             tasks.spawn(wyoming::run(wyoming.listeners, wyoming.backlog, wyoming_context));
         }
-        LocalInterfaces { tasks, requests, loaded, addresses, socket_file }
+        LocalInterfaces { tasks, requests, reload_requests, loaded, addresses, socket_file }
     }
 
     /// Ends them before the model was loaded: clients that wait are refused with `shutting_down`.
@@ -115,16 +125,6 @@ impl LocalInterfaces {
         stop.close.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
-}
-
-/// What the daemon says of itself to Wyoming clients, before the model is loaded.
-fn wyoming_program(config: &Config) -> ProgramInfo {
-    let (model, answers) = match &config.model.path {
-        Some(path) => (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), AnswerKind::Text),
-        None if config.home.is_enabled => ("home-intents".into(), AnswerKind::HomeIntents),
-        None => ("home-intents".into(), AnswerKind::Intents),
-    };
-    ProgramInfo { model, answers }
 }
 
 /// The path of the socket; under systemd it is that of the .socket unit, not the configured one.

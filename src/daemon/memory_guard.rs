@@ -62,6 +62,11 @@ impl MemoryGuard {
         MemoryGuard { budget, mapped, is_short: false, idle_since: None }
     }
 
+    /// Another model is loaded, with so many bytes of weights that are mapped from its file.
+    pub fn set_mapped(&mut self, bytes: u64) {
+        self.mapped = bytes;
+    }
+
     /// Evaluates the memory in use. `was_freed`: what could be freed was freed just before, because it was becoming short.
     ///
     /// Then twice the reserve has to be free, or what is freed would have to be freed again at once. Once short, it stays so

@@ -18,6 +18,10 @@ mod local_interfaces;
 mod malloc_trim;
 mod memory_guard;
 mod memory_plan;
+mod model_order;
+mod model_setup;
+mod model_swap;
+mod pending_reload;
 mod queue;
 mod reload;
 mod reload_places;
@@ -25,6 +29,7 @@ mod report_schedule;
 mod reporter;
 mod request_defaults;
 mod running;
+mod served_model;
 mod shared_guard;
 mod signals;
 mod structured;
@@ -33,22 +38,17 @@ mod textfile_exporter;
 mod worker;
 
 pub use memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, ServedOverTcp, TooLarge};
+pub use model_setup::{open_model, plan};
 pub use reload::ReadConfig;
 
-use crate::config::{Config, Head, I2sLayout, KvCachePrecision, Profile};
-use crate::engine::description::ModelDescription;
+use crate::config::Config;
 use crate::engine::error::LoadError;
-use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
-use crate::engine::tokenizer::{ChatTemplate, LocalClock};
-use crate::engine::{self, ModelFile, Source};
-use crate::guard::filter::Filter;
 use crate::protocol::MqttLink;
-use crate::protocol::api::ModelCard;
+use crate::telemetry::Telemetry;
 use crate::telemetry::alerts::{Alert, Kind};
 use crate::telemetry::sensors::Sensors;
-use crate::telemetry::{About, Telemetry};
-use crate::transport::mqtt::{self, HomeAssistantInfo};
-use crate::transport::{Command, Heartbeat, Inbound};
+use crate::transport::mqtt;
+use crate::transport::{Command, Heartbeat, Inbound, ReloadRequest};
 use crate::transport::{http, unix, wyoming};
 use health::FaultDetector;
 use history_keeper::HistoryKeeper;
@@ -57,19 +57,23 @@ use listeners::Listeners;
 use local_interfaces::{LocalInterfaces, StopTokens};
 use log::{error, info, warn};
 use memory_plan::mqtt_window;
+use model_setup::{EngineInfo, PlannedModel};
+use model_swap::LoadedModel;
+use pending_reload::{PendingReload, swapped};
 use queue::Queue;
 use reload::LiveSettings;
-use reporter::{HostSampler, Reporter, info_payload};
+use reporter::{HostSampler, Reporter};
+use served_model::ServedModel;
 use signals::{SignalRequest, Signals};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use textfile_exporter::TextfileExporter;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use worker::{EngineInfo, Worker};
+use worker::{Worker, WorkerModel, WorkerThread};
 
 /// Capacity of the channel for requests of the socket; when it is full, connections wait.
 const INTAKE: usize = 32;
@@ -109,60 +113,6 @@ impl fmt::Display for DaemonError {
 
 impl std::error::Error for DaemonError {}
 
-/// Maps the configured model; nothing is loaded yet.
-pub fn open_model(config: &Config) -> Result<ModelFile, DaemonError> {
-    let source = config.model.path.clone().map_or(Source::BuiltIn, Source::File);
-    let layout = config.model.i2s_layout.map(|layout| match layout {
-        I2sLayout::Blocks128 => Layout::Blocks128,
-        I2sLayout::Blocks64 => Layout::Blocks64,
-        I2sLayout::Rows4 => Layout::Rows4,
-    });
-    let head = config.model.head.map(|head| match head {
-        Head::F16 => HeadFormat::File,
-        Head::Q8 => HeadFormat::Q8,
-        Head::Q6K => HeadFormat::Q6K,
-        Head::Shortlist => HeadFormat::Shortlist,
-    });
-    let cache = match config.model.kv_cache {
-        KvCachePrecision::F16 => KvCacheFormat::F16,
-        KvCachePrecision::Int8 => KvCacheFormat::Int8,
-    };
-    let file = ModelFile::open(&source, layout)
-        .and_then(|file| file.with_head(head))
-        .and_then(|file| file.with_cache(cache));
-    let template = config.model.chat_template.as_deref().map(ChatTemplate::of_setting).transpose();
-    let file = file.and_then(|file| {
-        Ok(file
-            .with_template(template?.unwrap_or_default())
-            .with_clock(LocalClock::new(jiff::ZonedDateTime::now)))
-    });
-    file.map_err(DaemonError::Model)
-}
-
-/// Maps the configured model and plans its memory; nothing is loaded yet. `serves`: which clients there
-/// will be besides those of the socket; `filter`: that of prompts and answers.
-pub fn plan(
-    config: &Config,
-    serves: ServedOverTcp,
-    filter: Option<&Filter>,
-) -> Result<(ModelFile, MemoryPlan), DaemonError> {
-    let file = open_model(config)?;
-    let footprint = file.footprint();
-    let (clients, allowed) =
-        (ClientMemory::of(config, serves).with_filter(filter, config), MemoryBudget::of_config(config));
-    let most_context = config.profile.map_or(usize::MAX, Profile::most_context);
-    let most_parallel = config.profile.map_or(usize::MAX, Profile::most_parallel);
-    let plan = |parallel| {
-        let own_context = file.shape().context.min(most_context);
-        MemoryPlan::make(&footprint, own_context, config.model.context, parallel, clients, allowed)
-    };
-    let plan = plan(config.budget.parallel).and_then(|automatic| {
-        let is_too_many = config.budget.parallel.is_none() && automatic.parallel > most_parallel;
-        if is_too_many { plan(Some(most_parallel)) } else { Ok(automatic) }
-    });
-    plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
-}
-
 /// Runs until `stop` is cancelled or a signal requests a stop. `ready` is sent when the transports are listening
 /// and the model is loaded; `reread` is called when a signal requests a reload.
 pub async fn run(
@@ -178,7 +128,8 @@ pub async fn run(
         wyoming: configured.wyoming || !passed.wyoming.is_empty(),
     };
     let filter = shared_guard::load_filter(&config.guard).map_err(DaemonError::Setup)?;
-    let (file, plan) = plan(&config, serves, filter.as_ref())?;
+    let (model, is_fallback) = model_setup::choose(&config, serves, filter.as_ref())?;
+    let plan = model.plan.clone();
     info!("{plan}");
     if plan.budget.is_cgroup_limit {
         warn!("the control group allows less than budget.memory_mb; the plan keeps to its limit");
@@ -189,9 +140,10 @@ pub async fn run(
     let telemetry = Arc::new(configured_telemetry(&config, &plan));
     let history = HistoryKeeper::begin(&config, &telemetry);
     let stop = StopTokens { draining: stop, close: CancellationToken::new() };
-    let card = model_card(&file, plan.context).map_err(DaemonError::Model)?;
+    let served = ServedModel::new(model.card()?, &model.settings, &config);
     let listeners = Listeners::open(passed, &config)?;
-    let interfaces = LocalInterfaces::start(listeners, &config, plan.body_bytes(), card, &telemetry, &stop);
+    let interfaces =
+        LocalInterfaces::start(listeners, &config, plan.body_bytes(), &served, &telemetry, &stop);
     let sensors = Sensors::new(Path::new("/")).estimating(config.telemetry.board_watts);
     let sensors = Arc::new(Mutex::new(sensors));
     let home = home::configured(&config).map_err(DaemonError::Setup)?;
@@ -201,26 +153,18 @@ pub async fn run(
     telemetry.security.name_clients(move |client| guard.shown_client(client));
     queue.guard.set_filter(filter);
     let worker = Worker {
-        intents: HomeIntents { home: home.clone(), is_built_in: config.model.path.is_none() },
+        intents: HomeIntents { home: home.clone(), is_built_in: model.settings.path.is_none() },
         queue: Arc::clone(&queue),
         telemetry: Arc::clone(&telemetry),
         sensors: Arc::clone(&sensors),
-        context: plan.context,
-        parallel: plan.parallel,
-        warms_up: config.model.warm_up,
         budget: config.budget.clone(),
         disk_bytes: config.cache.disk_bytes,
-        unplanned_grammar: plan.unplanned_grammar(),
+        model: WorkerModel::new(model.settings.clone(), plan.clone()),
     };
-    let options = engine::EngineOptions {
-        threads: config.budget.threads,
-        pin: config.budget.pin,
-        kernel: None,
-        cache_dir: config.model.cache_dir.clone(),
-    };
-    let loads = load_description(&config, &plan);
-    let (worker::WorkerThread { handle, ended }, engine_info) = tokio::select! {
-        started = worker.start(file, options) => started?,
+    let loads = model.description();
+    let first = LoadedModel { plan, is_fallback };
+    let StartedWorker { thread, engine_info, loaded } = tokio::select! {
+        started = start_worker(worker, model, first, &config, serves, &served) => started?,
         signal = signals.stop() => {
             info!("stopping on {signal}, before the model was loaded");
             interfaces.close(&stop).await;
@@ -228,34 +172,49 @@ pub async fn run(
         }
         never = systemd::loading(&loads) => match never {},
     };
-    queue.memory.start(&plan);
-    telemetry.describe(About { model: engine_info.model.clone(), kernel: engine_info.kernel.into() });
+    queue.memory.start(&loaded.plan);
     telemetry.set_thread_limit(config.budget.threads);
-    let settings = LiveSettings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry));
+    let settings = LiveSettings::new(config, reread, Arc::clone(&queue), Arc::clone(&telemetry), loaded);
     let settings = LiveSettings { home, ..settings };
     let heartbeat = Heartbeat::default();
-    let mut daemon = Daemon { settings, telemetry, sensors, queue, history, stop, heartbeat };
-    log_ready(&engine_info, daemon.settings.running.budget.threads, &interfaces.addresses);
-    let outcome = daemon.serve(interfaces, signals, ended, &engine_info, &plan, ready).await;
-    outcome.and(join_worker(handle).await)
+    let mut daemon = Daemon { settings, telemetry, sensors, queue, history, stop, heartbeat, served, serves };
+    daemon.describe(&engine_info);
+    let EngineInfo { model, kernel, .. } = &engine_info;
+    let threads = daemon.settings.running.budget.threads;
+    info!("ready: {model} on {kernel}, threads: {threads}, {}", interfaces.addresses);
+    let outcome = daemon.serve(interfaces, signals, thread.ended, ready).await;
+    outcome.and(join_worker(thread.handle).await)
 }
 
-/// What clients see of the model.
-fn model_card(file: &ModelFile, context: usize) -> Result<ModelCard, LoadError> {
-    let ModelDescription { name, architecture, parameters, weight_type, bytes, digest, template, .. } =
-        file.description()?;
-    let changed = file.path().and_then(|path| path.metadata().ok()?.modified().ok());
-    Ok(ModelCard {
-        name,
-        architecture,
-        parameters,
-        quantization: weight_type.to_owned(),
-        bytes,
-        digest,
-        modified: changed.unwrap_or_else(SystemTime::now),
-        context: context as u32,
-        template,
-    })
+/// The worker with a model that is loaded.
+struct StartedWorker {
+    thread: WorkerThread,
+    engine_info: EngineInfo,
+    loaded: LoadedModel,
+}
+
+/// Starts the worker with a model, or with the fallback where that one cannot be loaded although it could be opened.
+async fn start_worker(
+    worker: Worker,
+    model: PlannedModel,
+    loaded: LoadedModel,
+    config: &Config,
+    serves: ServedOverTcp,
+    served: &ServedModel,
+) -> Result<StartedWorker, DaemonError> {
+    let error = match worker.clone().start(model).await {
+        Ok((thread, engine_info)) => return Ok(StartedWorker { thread, engine_info, loaded }),
+        Err(error @ DaemonError::Model(_)) if !loaded.is_fallback => error,
+        Err(error) => return Err(error),
+    };
+    let filter = worker.queue.guard.filter();
+    let model = model_setup::fallback(config, serves, filter.as_deref(), error)?;
+    served.replace(model.card()?, &model.settings, config);
+    let plan = model.plan.clone();
+    info!("{plan}");
+    worker.telemetry.set_planned_memory(plan.used(), plan.reserve());
+    let (thread, engine_info) = worker.start(model).await?;
+    Ok(StartedWorker { thread, engine_info, loaded: LoadedModel { plan, is_fallback: true } })
 }
 
 /// Telemetry with the settings and the memory plan of a start.
@@ -266,17 +225,6 @@ fn configured_telemetry(config: &Config, plan: &MemoryPlan) -> Telemetry {
     telemetry.health.set_queue_depth(config.queue.depth);
     telemetry.set_configured_idle_watts(config.telemetry.board_watts.map(|board| board.idle));
     telemetry
-}
-
-/// Logs the notes about the model, and that the daemon is ready.
-fn log_ready(engine_info: &EngineInfo, threads: usize, addresses: &str) {
-    for note in &engine_info.notes {
-        match note.contains("chat template") {
-            true => warn!("model: {note}"),
-            false => info!("model: {note}"),
-        }
-    }
-    info!("ready: {} on {}, threads: {threads}, {addresses}", engine_info.model, engine_info.kernel);
 }
 
 /// Waits for the worker thread, whose queue is closed and empty now.
@@ -293,13 +241,6 @@ async fn join_worker(worker: std::thread::JoinHandle<()>) -> Result<(), DaemonEr
     worker.join().map_err(|_| DaemonError::Setup("the worker thread died; standard error says where".into()))
 }
 
-/// The description of the model for systemd's status while it loads.
-fn load_description(config: &Config, plan: &MemoryPlan) -> String {
-    let model =
-        config.model.path.as_ref().map_or("the built-in model".into(), |path| path.display().to_string());
-    format!("{model} ({} MiB)", plan.footprint.mapped.div_ceil(1 << 20))
-}
-
 struct Daemon {
     settings: LiveSettings,
     telemetry: Arc<Telemetry>,
@@ -310,6 +251,8 @@ struct Daemon {
     stop: StopTokens,
     /// The heartbeat of the broker link's event loop.
     heartbeat: Heartbeat,
+    served: ServedModel,
+    serves: ServedOverTcp,
 }
 
 impl Daemon {
@@ -318,8 +261,6 @@ impl Daemon {
         interfaces: LocalInterfaces,
         signals: Signals,
         worker: oneshot::Receiver<LoadError>,
-        engine_info: &EngineInfo,
-        plan: &MemoryPlan,
         ready: oneshot::Sender<()>,
     ) -> Result<(), DaemonError> {
         // The broker link has a channel of its own with a place for each prompt that it may hand over, so it is
@@ -327,16 +268,20 @@ impl Daemon {
         let (prompts, prompt_rx) = mpsc::channel(mqtt_window(self.settings.running.queue.depth));
         let (reports, report_rx) = watch::channel(None);
         // The file of the socket is removed at the end of this function, after the last client.
-        let LocalInterfaces { tasks: mut transports, requests, loaded, socket_file: _socket_file, .. } =
-            interfaces;
+        let LocalInterfaces {
+            tasks: mut transports,
+            requests,
+            reload_requests,
+            loaded,
+            addresses,
+            socket_file: _socket_file,
+        } = interfaces;
         let (controls, command_rx) = mpsc::channel(CONTROLS);
         let (alerts, alert_rx) = mpsc::channel(ALERTS);
-        let link =
-            self.spawn_mqtt(&mut transports, (prompts, controls), report_rx, alert_rx, engine_info, plan);
+        let link = self.spawn_mqtt(&mut transports, (prompts, controls), report_rx, alert_rx);
         let alerts = link.is_some().then_some(alerts);
         let report_now = Arc::new(Notify::new());
-        let mut background =
-            self.spawn_background(requests, reports, &report_now, link, alerts, &engine_info.model);
+        let mut background = self.spawn_background(requests, reports, &report_now, link, alerts, &addresses);
         background.spawn(commands::run_commands(
             command_rx,
             Arc::clone(&self.queue),
@@ -348,9 +293,10 @@ impl Daemon {
             background.spawn(Arc::clone(history).run());
         }
         loaded.cancel();
-        systemd::ready(&engine_info.model);
+        systemd::ready(&self.served.published.borrow().name, &addresses);
         let _ = ready.send(()); // the receiver may be gone
-        let fault = self.wait_and_drain(signals, worker, &mut transports, &mut background).await;
+        let events = DaemonEvents { signals, reload_requests, worker };
+        let fault = self.wait_and_drain(events, &mut transports, &mut background).await;
         self.stop.close.cancel();
         while let Some(ended) = transports.join_next().await {
             if let Err(error) = ended {
@@ -373,13 +319,16 @@ impl Daemon {
         report_now: &Arc<Notify>,
         link: Option<watch::Receiver<MqttLink>>,
         alerts: Option<mpsc::Sender<Alert>>,
-        model: &str,
+        addresses: &str,
     ) -> JoinSet<()> {
         let (queue, telemetry) = (&self.queue, &self.telemetry);
         let watched = link.is_some().then(|| self.heartbeat.clone());
-        let (model, seen) = (model.to_owned(), link.clone());
-        let observer =
-            systemd::StatusReporter { model, queue: queue.clone(), telemetry: telemetry.clone(), link: seen };
+        let observer = systemd::StatusReporter {
+            queue: queue.clone(),
+            telemetry: telemetry.clone(),
+            link: link.clone(),
+            addresses: addresses.to_owned(),
+        };
         let sampler = Arc::new(HostSampler {
             sensors: self.sensors.clone(),
             telemetry: telemetry.clone(),
@@ -410,8 +359,6 @@ impl Daemon {
         (requests, controls): (mpsc::Sender<Inbound>, mpsc::Sender<Command>),
         telemetry: watch::Receiver<Option<Arc<Vec<u8>>>>,
         alerts: mpsc::Receiver<Alert>,
-        engine_info: &EngineInfo,
-        plan: &MemoryPlan,
     ) -> Option<watch::Receiver<MqttLink>> {
         let running = &self.settings.running;
         let config = running.mqtt.clone()?;
@@ -420,14 +367,14 @@ impl Daemon {
             config,
             device: running.device.id.clone(),
             state_dir: running.device.state_dir.clone(),
-            info: info_payload(running, engine_info, plan),
+            model: self.served.published.subscribe(),
             max_active: u16::try_from(mqtt_window(running.queue.depth))
                 .expect("no more than a small constant"),
-            parallel: plan.parallel,
+            parallel: self.settings.loaded.plan.parallel,
             inbox_bytes: running.queue.inbox_bytes,
             requests,
             commands: controls,
-            homeassistant: Some(HomeAssistantInfo { model: engine_info.model.clone() }),
+            has_homeassistant: true,
             home: self.settings.home.clone(),
             threads: running.budget.threads,
             reports: telemetry,
@@ -449,18 +396,17 @@ impl Daemon {
     /// the daemon failed, if that is why it stops: its exit code must tell systemd to start it again.
     async fn wait_and_drain(
         &mut self,
-        mut signals: Signals,
-        worker: oneshot::Receiver<LoadError>,
+        mut events: DaemonEvents,
         transports: &mut JoinSet<()>,
         background: &mut JoinSet<()>,
     ) -> Option<String> {
-        let fault = self.wait_for_stop(&mut signals, worker, transports, background).await;
+        let fault = self.wait_for_stop(&mut events, transports, background).await;
         systemd::stopping(&self.queue);
         self.stop.draining.cancel();
         let deadline = Instant::now() + self.settings.running.queue.drain;
         tokio::select! {
             () = self.queue.drained(deadline) => {}
-            signal = signals.stop() => warn!("{signal} again: not waiting for answers"),
+            signal = events.signals.stop() => warn!("{signal} again: not waiting for answers"),
             never = systemd::drain(&self.queue) => match never {},
         }
         systemd::closing_connections();
@@ -471,24 +417,31 @@ impl Daemon {
 
     async fn wait_for_stop(
         &mut self,
-        signals: &mut Signals,
-        mut worker: oneshot::Receiver<LoadError>,
+        events: &mut DaemonEvents,
         transports: &mut JoinSet<()>,
         background: &mut JoinSet<()>,
     ) -> Option<String> {
+        let mut reload: Option<PendingReload> = None;
         loop {
+            let may_reload = reload.is_none();
             tokio::select! {
                 biased;
                 // Before the transports, which end by themselves once draining begins.
                 () = self.stop.draining.cancelled() => return None,
-                asked = signals.next() => match asked {
-                    SignalRequest::Reload => self.reload(),
+                asked = events.signals.next(may_reload) => match asked {
+                    SignalRequest::Reload => reload = self.begin_reload(None),
                     SignalRequest::Stop(signal) => {
                         info!("stopping on {signal}");
                         return None;
                     }
                 },
-                ended = &mut worker => return Some(match ended {
+                Some(reply) = events.reload_requests.recv(), if may_reload => reload = self.begin_reload(Some(reply)),
+                outcome = swapped(&mut reload) => {
+                    if let Some(pending) = reload.take() {
+                        self.end_swap(pending, outcome);
+                    }
+                }
+                ended = &mut events.worker => return Some(match ended {
                     Ok(error) => error.to_string(),
                     Err(_) => "the worker thread died; standard error says where".into(),
                 }),
@@ -498,12 +451,13 @@ impl Daemon {
             }
         }
     }
+}
 
-    fn reload(&mut self) {
-        systemd::reloading();
-        self.settings.reload();
-        systemd::reloaded();
-    }
+/// What the daemon waits for besides its tasks.
+struct DaemonEvents {
+    signals: Signals,
+    reload_requests: mpsc::Receiver<ReloadRequest>,
+    worker: oneshot::Receiver<LoadError>,
 }
 
 /// Passes requests from a transport to the queue.
@@ -548,17 +502,22 @@ mod tests {
         };
         let running = Config::defaults(&host);
         let telemetry = Arc::new(Telemetry::new(0));
-        let (_, plan) = plan(&running, ServedOverTcp::default(), None).expect("the built-in model fits");
-        let queue = Arc::new(Queue::new(&running, &plan, telemetry.clone()));
+        let serves = ServedOverTcp::default();
+        let (model, _) = model_setup::choose(&running, serves, None).expect("the built-in model fits");
+        let served = ServedModel::new(model.card().expect("it has a description"), &model.settings, &running);
+        let queue = Arc::new(Queue::new(&running, &model.plan, telemetry.clone()));
+        let loaded = LoadedModel { plan: model.plan, is_fallback: false };
         let reread = Box::new(|| Err("nothing to read".into()));
         Daemon {
-            settings: LiveSettings::new(running, reread, queue.clone(), telemetry.clone()),
+            settings: LiveSettings::new(running, reread, queue.clone(), telemetry.clone(), loaded),
             telemetry,
             sensors: Arc::new(Mutex::new(Sensors::new(Path::new("tests/data/boards/none")))),
             queue,
             history: None,
             stop: StopTokens { draining: CancellationToken::new(), close: CancellationToken::new() },
             heartbeat: Heartbeat::default(),
+            served,
+            serves,
         }
     }
 
@@ -566,7 +525,8 @@ mod tests {
     async fn fault(worker: oneshot::Receiver<LoadError>, mut transports: JoinSet<()>) -> String {
         let mut daemon = daemon();
         let signals = Signals::listen().expect("the handlers are installed");
-        let fault = daemon.wait_and_drain(signals, worker, &mut transports, &mut JoinSet::new()).await;
+        let events = DaemonEvents { signals, reload_requests: mpsc::channel(1).1, worker };
+        let fault = daemon.wait_and_drain(events, &mut transports, &mut JoinSet::new()).await;
         assert!(daemon.stop.draining.is_cancelled(), "the other transports are closed in order");
         fault.expect("nobody asked for a stop")
     }

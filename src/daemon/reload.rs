@@ -4,10 +4,12 @@
 //! Deliberately knows no file: its owner passes in how the configuration is read.
 
 use super::governor::EffortGovernor;
+use super::model_swap::LoadedModel;
 use super::queue::Queue;
 use super::{home, locked};
 use crate::config::{Config, ConfigDiff};
 use crate::home::SharedHome;
+use crate::protocol::ReloadReport;
 use crate::telemetry::{self, ReloadOutcome, SecurityEvent, Telemetry};
 use log::{error, info, warn};
 use std::path::PathBuf;
@@ -29,11 +31,18 @@ pub(super) struct LiveSettings {
     /// `None` where no names of the home are read.
     pub home: Option<Arc<SharedHome>>,
     pub governor: Arc<Mutex<EffortGovernor>>,
+    pub loaded: LoadedModel,
 }
 
 impl LiveSettings {
     /// The settings of a start.
-    pub fn new(running: Config, reread: ReadConfig, queue: Arc<Queue>, telemetry: Arc<Telemetry>) -> Self {
+    pub fn new(
+        running: Config,
+        reread: ReadConfig,
+        queue: Arc<Queue>,
+        telemetry: Arc<Telemetry>,
+        loaded: LoadedModel,
+    ) -> Self {
         let (interval, _) = watch::channel(running.telemetry.interval);
         let (textfile, _) = watch::channel(running.telemetry.textfile.clone());
         let governor = EffortGovernor::new(running.governor.clone(), running.budget.threads);
@@ -47,30 +56,35 @@ impl LiveSettings {
             textfile,
             home: None,
             governor,
+            loaded,
         }
     }
 
-    /// Applies what changed. An invalid configuration changes nothing.
-    pub fn reload(&mut self) {
-        let outcome = match (self.read_config)() {
-            Ok(wanted) => self.apply(&wanted),
+    /// Reads the configuration and applies what changed, but for the model. An invalid configuration changes nothing.
+    pub fn reload(&mut self) -> AppliedReload {
+        match (self.read_config)() {
+            Ok(wanted) => self.apply(wanted),
             Err(message) => {
                 error!("not reloaded, the settings stay as they were: {message}");
-                ReloadOutcome::Refused
+                AppliedReload {
+                    outcome: ReloadOutcome::Refused,
+                    changes: ConfigDiff::default(),
+                    problem: Some(message),
+                    wanted: None,
+                }
             }
-        };
-        self.telemetry.security.record(&SecurityEvent::reload(outcome));
+        }
     }
 
-    fn apply(&mut self, wanted: &Config) -> ReloadOutcome {
-        let changes = self.running.diff(wanted);
-        self.running.adopt(wanted);
-        self.queue.adopt(wanted);
+    fn apply(&mut self, wanted: Config) -> AppliedReload {
+        let changes = self.running.diff(&wanted);
+        self.running.adopt(&wanted);
+        self.queue.adopt(&wanted);
         if let Some(shortage) = self.queue.answers.shortage(wanted.cache.answers_bytes) {
             warn!("{shortage}");
         }
-        let filter = self.queue.reload_filter(wanted);
-        if let Err(message) = &filter {
+        let problem = self.queue.reload_filter(&wanted).err();
+        if let Some(message) = &problem {
             error!("the filter stays as it was: {message}");
         }
         publish(&self.interval, &wanted.telemetry.interval);
@@ -86,7 +100,52 @@ impl LiveSettings {
         } else {
             warn!("{}", summary(&changes));
         }
-        if filter.is_ok() { ReloadOutcome::Applied } else { ReloadOutcome::FilterKept }
+        let outcome = if problem.is_none() { ReloadOutcome::Applied } else { ReloadOutcome::FilterKept };
+        // A fallback is in the place of the configured model, which may be sound by now.
+        let is_model_wanted = !changes.model.is_empty() || self.loaded.is_fallback;
+        let wanted = is_model_wanted.then_some(wanted);
+        AppliedReload { outcome, changes, problem, wanted }
+    }
+
+    /// The settings in effect with the model of `wanted`.
+    pub fn with_model_of(&self, wanted: &Config) -> Config {
+        let mut config = self.running.clone();
+        config.adopt_model(wanted);
+        config
+    }
+}
+
+/// What a reload has applied before the model, which takes a while.
+pub(super) struct AppliedReload {
+    outcome: ReloadOutcome,
+    changes: ConfigDiff,
+    problem: Option<String>,
+    /// The configuration whose model is to be loaded; `None` where the running one stays.
+    pub wanted: Option<Config>,
+}
+
+impl AppliedReload {
+    /// The model stays as it was.
+    pub fn model_kept(&mut self, reason: &str) {
+        let problem = format!("the model stays as it was: {reason}");
+        error!("{problem}");
+        self.outcome = ReloadOutcome::ModelKept;
+        self.problem =
+            Some(self.problem.take().map_or(problem.clone(), |first| format!("{first}; {problem}")));
+        self.changes.model.clear();
+    }
+
+    /// Records the reload in the security record, and returns what became of it.
+    pub fn finish(self, telemetry: &Telemetry) -> ReloadReport {
+        let AppliedReload { outcome, changes, problem, .. } = self;
+        telemetry.security.record(&SecurityEvent::reload(outcome));
+        ReloadReport {
+            outcome: outcome.name(),
+            model: telemetry.about().map(|about| about.model.clone()).unwrap_or_default(),
+            changed: [changes.live, changes.model].concat(),
+            needs_restart: changes.at_restart,
+            problem,
+        }
     }
 }
 
@@ -103,7 +162,8 @@ fn summary(changes: &ConfigDiff) -> String {
     };
     let nothing = if changes.is_empty() { "; nothing has changed" } else { "" };
     let (changed, left) = (list("changed", &changes.live), list("needs a restart", &changes.at_restart));
-    format!("configuration read again{nothing}{changed}{left}")
+    let model = list("loads the model for", &changes.model);
+    format!("configuration read again{nothing}{changed}{model}{left}")
 }
 
 #[cfg(test)]
@@ -114,10 +174,15 @@ mod tests {
     fn one_line_names_what_changed_and_what_needs_a_restart() {
         let nothing = ConfigDiff::default();
         assert_eq!(summary(&nothing), "configuration read again; nothing has changed");
-        let both = ConfigDiff { live: vec!["log.level"], at_restart: vec!["budget.memory_mb", "model.path"] };
+        let all = ConfigDiff {
+            live: vec!["log.level"],
+            model: vec!["model.path"],
+            at_restart: vec!["budget.memory_mb", "device.id"],
+        };
         assert_eq!(
-            summary(&both),
-            "configuration read again; changed: log.level; needs a restart: budget.memory_mb, model.path"
+            summary(&all),
+            "configuration read again; changed: log.level; loads the model for: model.path; needs a restart: \
+             budget.memory_mb, device.id"
         );
     }
 }

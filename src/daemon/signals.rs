@@ -30,12 +30,12 @@ impl Signals {
         })
     }
 
-    /// Waits for the next signal.
-    pub async fn next(&mut self) -> SignalRequest {
+    /// Waits for the next signal; a SIGHUP that comes while no reload is possible stays pending.
+    pub async fn next(&mut self, may_reload: bool) -> SignalRequest {
         tokio::select! {
             _ = self.terminate.recv() => SignalRequest::Stop("SIGTERM"),
             _ = self.interrupt.recv() => SignalRequest::Stop("SIGINT"),
-            _ = self.hangup.recv() => SignalRequest::Reload,
+            _ = self.hangup.recv(), if may_reload => SignalRequest::Reload,
         }
     }
 

@@ -11,6 +11,7 @@ mod metadata;
 pub mod ollama;
 pub mod openai;
 pub mod partial;
+mod reload;
 mod report;
 mod request_id;
 mod response_format;
@@ -24,6 +25,7 @@ pub use health::{
     BrokerHealth, Health, HealthState, HealthSummary, LastAnswer, MemoryLevel, QueueLevel, SelfTest,
 };
 pub use metadata::{MAX_METADATA, Metadata};
+pub use reload::ReloadReport;
 pub use report::{
     CacheCounts, CacheRates, ClientWaiting, Cpu, Decoding, Energy, Flag, GovernorReason, GovernorState,
     HttpCalls, Latency, LatencyWindows, LogLines, Memory, MqttLink, Percentiles, Pressure, Reading, Report,

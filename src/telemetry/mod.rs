@@ -44,6 +44,7 @@ use crate::protocol::{
     CacheCounts, Code, Cpu, Done, Energy, FinishReason, GovernorState, LogLines, Memory, MqttLink, Reading,
     Report, RequestEnergy, Requests, ShortlistCounts, Throttled,
 };
+use ::log::info;
 use alerts::{Alert, AlertList, Alerts, Conditions, PlannedMemory, State};
 use energy::{EnergyMark, Meter};
 use history::History;
@@ -51,7 +52,7 @@ use request_rates::{RequestOutcome, RequestOutcomes};
 use request_stats::RequestStats;
 use sensors::Snapshot;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Everything counted since the daemon started. It is shared by `Arc`; no lock is held for longer than an addition
@@ -89,7 +90,7 @@ pub struct Telemetry {
     pub health: HealthFacts,
     /// At most so many threads compute; 0 until it is set.
     thread_limit: Counter,
-    about: OnceLock<About>,
+    about: Mutex<Option<Arc<About>>>,
     request_stats: Mutex<RequestStats>,
     outcomes: Mutex<RequestOutcomes>,
     meter: Mutex<Meter>,
@@ -108,6 +109,8 @@ pub struct About {
     pub model: String,
     /// The name of the kernel table.
     pub kernel: String,
+    /// Whether it is the fallback, because the configured model cannot be used.
+    pub is_fallback: bool,
 }
 
 /// The last snapshots of the host and of the broker link.
@@ -171,7 +174,7 @@ impl Telemetry {
             security: SecurityRecord::default(),
             health: HealthFacts::default(),
             thread_limit: Counter::default(),
-            about: OnceLock::new(),
+            about: Mutex::default(),
             request_stats: Mutex::default(),
             outcomes: Mutex::new(RequestOutcomes::new(started)),
             meter: Mutex::default(),
@@ -188,8 +191,15 @@ impl Telemetry {
     }
 
     /// A transport answered with an `error` event by itself, before the request was admitted: it was not a valid one, or
-    /// not allowed.
-    pub fn refused(&self) {
+    /// not allowed. The log has a line with the reason, and with the client where it is known, as the guard shows it.
+    pub fn refused(&self, client: Option<&str>, reason: &str) {
+        match client {
+            Some(client) => {
+                let shown = self.security.client_name(client);
+                info!(CLIENT = shown.as_deref().unwrap_or(client); "refused: {reason}");
+            }
+            None => info!("refused: {reason}"),
+        }
         self.refused.add();
         self.blameless.add();
         self.ended(RequestOutcome::Other);
@@ -263,12 +273,12 @@ impl Telemetry {
 
     /// Sets what runs here, once the model is loaded; later calls have no effect.
     pub fn describe(&self, about: About) {
-        let _ = self.about.set(about);
+        *locked(&self.about) = Some(Arc::new(about));
     }
 
     /// What runs here; `None` before it is loaded.
-    pub fn about(&self) -> Option<&About> {
-        self.about.get()
+    pub fn about(&self) -> Option<Arc<About>> {
+        locked(&self.about).clone()
     }
 
     /// Sets how many threads may compute from now on, at least 1.
@@ -367,6 +377,7 @@ impl Telemetry {
             broker: link.map(|link| link.connected),
             subscription: link.map(|link| link.deaf),
             storage: link.map(|link| link.storage_problem.is_some()),
+            fallback: self.about().map(|about| about.is_fallback),
         }
     }
 

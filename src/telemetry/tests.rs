@@ -26,7 +26,7 @@ fn each_event_is_counted_where_it_belongs() {
     let telemetry = Telemetry::new(0);
     telemetry.received();
     telemetry.received();
-    telemetry.refused();
+    telemetry.refused(Some("a"), "not a request");
     for code in [Code::BudgetExceeded, Code::Cancelled, Code::Timeout] {
         telemetry.failed(code, Duration::from_secs(1));
     }
@@ -119,6 +119,7 @@ fn alerts_are_evaluated_on_host_link_queue_and_requests() {
         broker_link_s: Some(0.5),
         subscription: true,
         storage: true,
+        fallback: true,
     });
     assert_eq!(telemetry.evaluate_alerts(now, 16), [], "nothing is known yet");
     let mut host = Snapshot::default();
@@ -134,9 +135,10 @@ fn alerts_are_evaluated_on_host_link_queue_and_requests() {
     telemetry.completed(&done(10, 21));
     (0..5).for_each(|_| telemetry.failed(Code::QueueFull, Duration::ZERO));
     telemetry.set_link(MqttLink { deaf: true, storage_problem: Some("full".into()), ..MqttLink::default() });
+    telemetry.describe(About { model: "m".into(), kernel: "k".into(), is_fallback: true });
     let after = |ms| now + Duration::from_millis(ms);
     let raised = [1, 600].map(|ms| telemetry.evaluate_alerts(after(ms), 16).len());
-    assert_eq!(raised, [11, 1], "the broker is away for half a second only then");
+    assert_eq!(raised, [12, 1], "the broker is away for half a second only then");
     assert_eq!(report(&telemetry).alerts, alerts::Kind::ALL.map(alerts::Kind::name));
 }
 
@@ -186,7 +188,7 @@ fn one_clients_mistakes_neither_raise_the_error_rate_nor_hide_the_failures_of_th
     let raised_after = |second| telemetry.evaluate_alerts(start + Duration::from_secs(second), 1).len();
     assert_eq!(raised_after(0), 0);
     let mistakes = || {
-        (0..50).for_each(|_| telemetry.refused());
+        (0..50).for_each(|_| telemetry.refused(Some("a"), "not a request"));
         [
             Code::InvalidRequest,
             Code::TooLarge,

@@ -15,11 +15,13 @@ pub mod tcp_accept;
 pub mod unix;
 pub mod wyoming;
 
-use crate::protocol::{ClientInterface, Code, Event, Metadata, Refusal, Request, RequestId, TokenLogprob};
+use crate::protocol::{
+    ClientInterface, Code, Event, Metadata, Refusal, ReloadReport, Request, RequestId, TokenLogprob,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// A request together with its reply channel and its cancel flag.
@@ -147,6 +149,9 @@ pub enum Command {
     /// `budget.threads`.
     Threads(usize),
 }
+
+/// A client's request to read the configuration again; what became of it is sent back.
+pub type ReloadRequest = oneshot::Sender<ReloadReport>;
 
 /// What happens to clients that connect while the daemon is stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

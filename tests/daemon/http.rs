@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +44,7 @@ pub(crate) fn context(
     HttpContext::new(HttpParts {
         settings,
         device: "pi".into(),
-        model: ModelCard {
+        model: watch::channel(Arc::new(ModelCard {
             name: "words".into(),
             architecture: "test".into(),
             parameters: 1,
@@ -54,7 +54,8 @@ pub(crate) fn context(
             modified: SystemTime::UNIX_EPOCH,
             context: 512,
             template: String::new(),
-        },
+        }))
+        .1,
         slots: 4,
         inbound: inbound.clone(),
         telemetry: Arc::clone(telemetry),

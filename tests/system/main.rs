@@ -30,6 +30,7 @@ mod known_cves;
 mod limits;
 mod listener;
 mod load;
+mod model_swap;
 mod models;
 mod mqtt;
 mod overhead;

@@ -137,3 +137,19 @@ async fn in_the_journal_the_record_has_an_identifier_of_its_own() {
     daemon.process.terminate();
     daemon.ends_well().await;
 }
+
+#[tokio::test]
+async fn a_request_that_a_transport_refuses_is_one_line_of_the_log_with_the_client_as_the_guard_shows_it() {
+    let folder = Folder::new();
+    let daemon = Daemon::start(&folder, "").await;
+    let refused = daemon.client().await.ask(json!({"prompt": 1})).await;
+    let message = refused["message"].as_str().expect("a message");
+    daemon.says(&format!("refused: {message}")).await;
+    let log = daemon.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("refused: ")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].starts_with("INFO") && !lines[0].contains("uid="), "{log}");
+    let (_, client) = lines[0].split_once(" CLIENT=").expect("a client");
+    assert_eq!(client.split_whitespace().next().map(str::len), Some(8), "{log}");
+    daemon.stop().await;
+}

@@ -43,6 +43,7 @@ pub const MAY_NAME: &[(&str, &[&str])] = &[
     // The only ones that see both sides.
     ("daemon/mod",       &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
     ("daemon/worker",    &["config", "protocol", "home", "guard", "telemetry", "transport", "daemon", "engine"]),
+    ("daemon/model_setup", &["config", "protocol", "guard", "daemon", "engine"]),
     ("daemon/structured", &["protocol", "engine"]),
     ("daemon/health", &["protocol", "telemetry", "daemon", "engine"]),
     ("daemon/home_intent", &["protocol", "home", "engine"]),

@@ -12,9 +12,9 @@ use crate::config::key_values::{folder, one_of, shown, topic_level};
 use crate::config::suggestion::with_suggestion;
 use crate::config::text_position::{key_on, line_at, line_of};
 use crate::config::{
-    Alerts, Budget, Cache, CacheScope, Config, ConfigError, Device, Governor, Guard, Head, History, Host,
-    Http, I2sLayout, KvCachePrecision, Log, Model, Profile, Queue, Socket, Telemetry, Wyoming, governor,
-    guard, http, listen, log, telemetry,
+    Alerts, Budget, Cache, CacheScope, Config, ConfigError, Device, FallbackModel, Governor, Guard, Head,
+    History, Host, Http, I2sLayout, KvCachePrecision, Log, Model, Profile, Queue, Socket, Telemetry, Wyoming,
+    governor, guard, http, listen, log, telemetry,
 };
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -54,6 +54,7 @@ pub(super) struct DeviceKeys {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ModelKeys {
     path: Option<PathBuf>,
+    fallback: Option<PathBuf>,
     context: Option<usize>,
     i2s_layout: Option<String>,
     head: Option<String>,
@@ -213,6 +214,7 @@ pub(super) struct AlertsKeys {
     broker_link_s: Option<AlertValue>,
     subscription: Option<AlertValue>,
     storage: Option<AlertValue>,
+    fallback: Option<AlertValue>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -334,6 +336,7 @@ impl ModelKeys {
         }
         Ok(Model {
             path: self.path,
+            fallback: fallback_model(self.fallback)?,
             context: self.context,
             i2s_layout: one_of("model", "i2s_layout", self.i2s_layout, &LAYOUTS)?,
             head: one_of("model", "head", self.head, &HEADS)?,
@@ -342,6 +345,22 @@ impl ModelKeys {
             cache_dir: folder("model", "cache_dir", self.cache_dir, &host.cache_dir)?,
             warm_up: self.warm_up.unwrap_or(true),
         })
+    }
+}
+
+/// A relative path would depend on where the daemon was started.
+fn fallback_model(path: Option<PathBuf>) -> KeyResult<Option<FallbackModel>> {
+    match path {
+        None => Ok(None),
+        Some(path) if path.as_os_str() == "built-in" => Ok(Some(FallbackModel::BuiltIn)),
+        Some(path) if path.is_absolute() => Ok(Some(FallbackModel::File(path))),
+        Some(path) => {
+            let reason = format!(
+                "\"{}\" is neither \"built-in\" nor an absolute path",
+                shown(&path.to_string_lossy())
+            );
+            Err(KeyError("model", "fallback", reason))
+        }
     }
 }
 
@@ -494,6 +513,7 @@ impl AlertsKeys {
             broker_link_s: threshold("broker_link_s", self.broker_link_s, 60.0, 86_400.0)?,
             subscription: switch("subscription", self.subscription)?,
             storage: switch("storage", self.storage)?,
+            fallback: switch("fallback", self.fallback)?,
         })
     }
 }

@@ -13,7 +13,7 @@ use crate::protocol::Refusal;
 use crate::telemetry::sensors;
 use log::{info, warn};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -29,9 +29,9 @@ pub(in crate::daemon) struct MemoryWatch {
     answers: Arc<SharedAnswers>,
     running: Arc<RunningRequests>,
     /// Tokens of the KV cache.
-    cache_tokens: usize,
+    cache_tokens: AtomicUsize,
     /// Bytes of the KV cache for each token.
-    token_bytes: u64,
+    token_bytes: AtomicU64,
     /// Tokens of the KV cache that were ever written.
     written: AtomicUsize,
     /// Whether requests are refused when memory is short.
@@ -52,12 +52,19 @@ impl MemoryWatch {
             admission,
             answers,
             running,
-            cache_tokens: plan.cache_tokens(),
-            token_bytes: plan.footprint.cache_per_token as u64,
+            cache_tokens: AtomicUsize::new(plan.cache_tokens()),
+            token_bytes: AtomicU64::new(plan.footprint.cache_per_token as u64),
             written: AtomicUsize::new(0),
             is_watching: AtomicBool::new(false),
             became_short: Notify::new(),
         }
+    }
+
+    /// Another model is loaded: nothing of its KV cache was written yet.
+    pub fn adopt_plan(&self, plan: &MemoryPlan) {
+        self.cache_tokens.store(plan.cache_tokens(), Ordering::Relaxed);
+        self.token_bytes.store(plan.footprint.cache_per_token as u64, Ordering::Relaxed);
+        self.written.store(0, Ordering::Relaxed);
     }
 
     /// From now on no request is admitted while memory is short. To be called before the first request.
@@ -139,8 +146,10 @@ impl MemoryWatch {
         let page = rustix::param::page_size();
         // Where it is unknown no request is refused because of it.
         let (resident, file_backed) = sensors::resident_memory(Path::new("/"), page).unwrap_or_default();
-        let never_written = self.cache_tokens.saturating_sub(self.written.load(Ordering::Relaxed)) as u64;
-        MemoryUse { resident, file_backed, reserved: never_written * self.token_bytes }
+        let written = self.written.load(Ordering::Relaxed);
+        let never_written = self.cache_tokens.load(Ordering::Relaxed).saturating_sub(written) as u64;
+        let reserved = never_written.saturating_mul(self.token_bytes.load(Ordering::Relaxed));
+        MemoryUse { resident, file_backed, reserved }
     }
 
     /// Records that the KV cache was written for so many tokens.

@@ -13,6 +13,7 @@ use super::answer_cache::SharedAnswers;
 use super::locked;
 use super::memory_guard::MemoryGuard;
 use super::memory_plan::{MemoryPlan, filter_bytes};
+use super::model_order::ModelOrder;
 use super::reload_places::ReloadPlaces;
 use super::request_defaults::SharedDefaults;
 use super::running::RunningRequests;
@@ -24,7 +25,7 @@ use crate::telemetry::{SecurityEvent, SecurityEventKind, Telemetry};
 use crate::transport::Inbound;
 use log::info;
 use memory_watch::MemoryWatch;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -35,7 +36,6 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Requests between the transports and the worker. The lock is held only while a request is moved, never while an
 /// answer is computed or an event is sent.
-#[derive(Debug)]
 pub(super) struct Queue {
     admission: Arc<Mutex<Admission>>,
     telemetry: Arc<Telemetry>,
@@ -50,7 +50,7 @@ pub(super) struct Queue {
     /// What holds for requests that do not say it.
     pub defaults: SharedDefaults,
     /// What a reload may give to the answers and to the filter, and the configured answers at the same time.
-    places: ReloadPlaces,
+    places: Mutex<ReloadPlaces>,
     parallel: Option<usize>,
     /// The requests that the worker answers.
     pub running: Arc<RunningRequests>,
@@ -60,6 +60,10 @@ pub(super) struct Queue {
     pub answers: Arc<SharedAnswers>,
     /// What the worker is to do, and its progress.
     pub worker: WorkerControls,
+    /// The model that the worker is to load in the place of the running one. Set under the lock of `admission`.
+    model_order: Mutex<Option<ModelOrder>>,
+    /// Whether the worker is loading it.
+    is_loading: AtomicBool,
 }
 
 impl Queue {
@@ -76,7 +80,7 @@ impl Queue {
             admission,
             telemetry,
             guard: Arc::new(SharedGuard::new(&config.guard)),
-            places: plan.reload_places(),
+            places: Mutex::new(plan.reload_places()),
             parallel: config.budget.parallel,
             defaults: SharedDefaults::default(),
             offered: Condvar::new(),
@@ -86,6 +90,8 @@ impl Queue {
             memory,
             answers,
             worker: WorkerControls::default(),
+            model_order: Mutex::default(),
+            is_loading: AtomicBool::new(false),
         };
         queue.adopt(config);
         queue
@@ -96,7 +102,7 @@ impl Queue {
         let ms = u64::try_from(config.queue.timeout.as_millis()).unwrap_or(u64::MAX);
         self.timeout_ms.store(ms, Ordering::Relaxed);
         let filter = self.guard.filter().map_or(0, |filter| filter_bytes(&filter, self.parallel));
-        self.answers.adopt(&config.cache, self.places.most_answers(filter));
+        self.answers.adopt(&config.cache, locked(&self.places).most_answers(filter));
         self.defaults.adopt(&config.defaults);
         self.guard.adopt(&config.guard);
         locked(&self.admission).set_client_percent(config.queue.client_percent);
@@ -104,7 +110,7 @@ impl Queue {
 
     /// Reads the filter's file of a reload. An error says why the filter stays as it was.
     pub fn reload_filter(&self, wanted: &Config) -> Result<(), String> {
-        let place = self.places.most_filters(self.answers.limit());
+        let place = locked(&self.places).most_filters(self.answers.limit());
         self.guard.reload_filter(&wanted.guard, place, |filter| filter_bytes(filter, self.parallel))
     }
 
@@ -194,14 +200,14 @@ impl Queue {
         self.close();
     }
 
-    /// Waits for a request; `None` when the queue is closed.
+    /// Waits for a request; `None` when the queue is closed, or another model is to be loaded.
     pub fn next(&self) -> Option<QueuedRequest> {
         let mut admission = locked(&self.admission);
         loop {
             if let Some(request) = self.pop(&mut admission) {
                 return Some(request);
             }
-            if admission.is_closed() {
+            if admission.is_closed() || self.is_model_ordered() {
                 return None;
             }
             admission = self.offered.wait(admission).unwrap_or_else(PoisonError::into_inner);
@@ -215,13 +221,18 @@ impl Queue {
 
     /// The next request that may take the place of a running one of low priority, if one waits.
     pub fn try_next_ahead(&self) -> Option<QueuedRequest> {
-        let request = locked(&self.admission).next_ahead(Instant::now())?;
+        let mut admission = locked(&self.admission);
+        if self.is_model_ordered() {
+            return None;
+        }
+        let request = admission.next_ahead(Instant::now())?;
         Some(self.begin(request))
     }
 
     /// The priority of the request that waits for the next free slot, its age counted in.
     pub fn next_priority(&self) -> Option<usize> {
-        locked(&self.admission).next_priority(Instant::now())
+        let admission = locked(&self.admission);
+        if self.is_model_ordered() { None } else { admission.next_priority(Instant::now()) }
     }
 
     /// The worker has used a free slot for a request that was begun before.
@@ -235,9 +246,48 @@ impl Queue {
     }
 
     fn pop(&self, admission: &mut Admission) -> Option<QueuedRequest> {
+        if self.is_model_ordered() {
+            return None;
+        }
         admission.set_idle(true);
         let request = admission.next(Instant::now())?;
         Some(self.begin(request))
+    }
+
+    /// From now on the worker begins no request; it ends those that it has begun, and loads this model.
+    pub fn order_model(&self, order: ModelOrder) {
+        let _lock = locked(&self.admission);
+        *locked(&self.model_order) = Some(order);
+        self.offered.notify_all();
+    }
+
+    /// Whether another model is to be loaded.
+    pub fn is_model_ordered(&self) -> bool {
+        locked(&self.model_order).is_some()
+    }
+
+    /// The model to load, unless the queue is closed; the worker loads it now.
+    pub fn take_model_order(&self) -> Option<ModelOrder> {
+        let order = locked(&self.model_order).take();
+        order.filter(|_| !self.is_closed())
+    }
+
+    /// Whether the worker is loading another model.
+    pub fn is_loading(&self) -> bool {
+        self.is_loading.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the worker is loading another model.
+    pub fn set_loading(&self, is_loading: bool) {
+        self.is_loading.store(is_loading, Ordering::Relaxed);
+    }
+
+    /// Adopts the plan of another model, which has none of the answers of the one before.
+    pub fn adopt_plan(&self, plan: &MemoryPlan) {
+        self.answers.clear();
+        *locked(&self.places) = plan.reload_places();
+        locked(&self.admission).set_mapped(plan.footprint.mapped as u64);
+        self.memory.adopt_plan(plan);
     }
 
     /// A request counts as running before it no longer counts as waiting, so that no report is without it.

@@ -56,9 +56,25 @@ pub(super) async fn loading(what: &str) -> Infallible {
     std::future::pending().await
 }
 
+/// The same while another model is loaded in the place of the running one. The worker counts as progressing then, as it does
+/// at the start, when it has no work yet.
+pub(super) async fn loading_beside(queue: &Queue, what: &str) -> Infallible {
+    let begun = Instant::now();
+    let status = format!("loading {what}");
+    loop {
+        if begun.elapsed() < MAX_LOAD_TIME {
+            notify(&[extension(LOAD_EXTENSION), NotifyState::Status(&status)]);
+            if queue.is_loading() {
+                queue.worker.count_step();
+            }
+        }
+        sleep(STATUS_INTERVAL).await;
+    }
+}
+
 /// The model is loaded and the transports are listening.
-pub(super) fn ready(model: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(&format!("answering with {model}"))]);
+pub(super) fn ready(model: &str, addresses: &str) {
+    notify(&[NotifyState::Ready, NotifyState::Status(&format!("answering with {model}; {addresses}"))]);
 }
 
 /// A reload has begun; [`reloaded`] ends it.
@@ -104,10 +120,11 @@ fn extension(time: Duration) -> NotifyState<'static> {
 
 /// Sends the status line whenever it has changed.
 pub(super) struct StatusReporter {
-    pub model: String,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub link: Option<watch::Receiver<MqttLink>>,
+    /// Where clients reach the daemon.
+    pub addresses: String,
 }
 
 impl StatusReporter {
@@ -133,8 +150,10 @@ impl StatusReporter {
         let (waiting, running) = self.queue.level();
         let link = self.link.as_ref().map(watch::Receiver::borrow);
         let tokens_per_second = self.telemetry.tokens_per_second();
-        let (model, alerts) = (&self.model, self.telemetry.raised_alerts());
-        StatusLine { model, waiting, running, tokens_per_second, alerts, link: link.as_deref() }.to_string()
+        let (about, alerts) = (self.telemetry.about(), self.telemetry.raised_alerts());
+        let model = about.as_ref().map_or("no model", |about| &about.model);
+        let (link, addresses) = (link.as_deref(), self.addresses.as_str());
+        StatusLine { model, waiting, running, tokens_per_second, alerts, link, addresses }.to_string()
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) struct StatusLine<'a> {
     pub alerts: Vec<String>,
     /// `None` where no broker is configured.
     pub link: Option<&'a MqttLink>,
+    /// Where clients reach the daemon.
+    pub addresses: &'a str,
 }
 
 impl fmt::Display for StatusLine<'_> {
@@ -29,14 +31,15 @@ impl fmt::Display for StatusLine<'_> {
             write!(f, ", alert: {}", self.alerts.join(", "))?;
         }
         match self.link {
-            None => Ok(()),
-            Some(MqttLink { connected: true, subscribed: true, .. }) => write!(f, ", broker connected"),
+            None => {}
+            Some(MqttLink { connected: true, subscribed: true, .. }) => write!(f, ", broker connected")?,
             Some(MqttLink { connected: true, problem: Some(problem), .. }) => {
-                write!(f, ", broker connected, but {problem}")
+                write!(f, ", broker connected, but {problem}")?
             }
-            Some(MqttLink { problem: Some(problem), .. }) => write!(f, ", no broker: {problem}"),
-            Some(_) => write!(f, ", connecting to the broker"),
+            Some(MqttLink { problem: Some(problem), .. }) => write!(f, ", no broker: {problem}")?,
+            Some(_) => write!(f, ", connecting to the broker")?,
         }
+        write!(f, "; {}", self.addresses)
     }
 }
 
@@ -51,25 +54,31 @@ mod tests {
         tokens_per_second: None,
         alerts: Vec::new(),
         link: None,
+        addresses: "socket /s",
     };
+
+    /// The line without where the daemon is reached, which stands at its end.
+    fn shown(line: &StatusLine<'_>) -> String {
+        line.to_string().strip_suffix("; socket /s").expect("the end of the line").to_owned()
+    }
 
     #[test]
     fn without_a_broker_it_shows_what_waits_and_what_runs() {
-        assert_eq!(IDLE.to_string(), "answering with home-intents: 0 running, 0 waiting");
+        assert_eq!(IDLE.to_string(), "answering with home-intents: 0 running, 0 waiting; socket /s");
         let busy = StatusLine { waiting: 2, running: 1, tokens_per_second: Some(8.04), ..IDLE };
-        assert_eq!(busy.to_string(), "answering with home-intents: 1 running, 2 waiting, 8.0 tokens/s");
+        assert_eq!(shown(&busy), "answering with home-intents: 1 running, 2 waiting, 8.0 tokens/s");
     }
 
     #[test]
     fn alerts_that_are_raised_are_named() {
         let alerts = vec!["temperature".to_owned(), "queue".to_owned()];
-        let message = StatusLine { alerts, ..IDLE }.to_string();
+        let message = shown(&StatusLine { alerts, ..IDLE });
         assert!(message.ends_with("0 waiting, alert: temperature, queue"), "{message}");
     }
 
     #[test]
     fn a_broker_is_connected_or_the_reason_is_shown() {
-        let message = |link: MqttLink| StatusLine { link: Some(&link), ..IDLE }.to_string();
+        let message = |link: MqttLink| shown(&StatusLine { link: Some(&link), ..IDLE });
         let problem = Some("mqtt b:1883: connection refused".to_owned());
         assert!(message(MqttLink::default()).ends_with(", connecting to the broker"));
         let online = MqttLink { connected: true, subscribed: true, ..MqttLink::default() };

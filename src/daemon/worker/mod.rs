@@ -9,24 +9,22 @@ mod request_options;
 mod scheduler;
 mod streamed_answer;
 mod suspension;
+mod thread;
 mod tool_calls;
 
-use super::DaemonError;
 use super::admission::QueuedRequest;
 use super::answer_cache::{CacheKey, CachedAnswer};
-use super::health;
 use super::home_intent::{self, HomeIntent, HomeIntents};
 use super::locked;
 use super::queue::Queue;
 use crate::config::Budget;
+use crate::engine::Engine;
 use crate::engine::error::{LoadError, PromptError};
 use crate::engine::grammar::Constraint;
 use crate::engine::model::ShortlistStats;
 use crate::engine::session::{Answer, GenerateOptions, StopReason};
-use crate::engine::thread_pool;
-use crate::engine::thread_tuner::{PREFILL_TOKENS, ThreadCounts};
+use crate::engine::thread_tuner::ThreadCounts;
 use crate::engine::tokenizer::CallSyntax;
-use crate::engine::{self, Engine, ModelFile};
 use crate::guard::Denied;
 use crate::protocol::{
     AnswerDetails, Code, Done, Event, FinishReason, PredictionUsage, Refusal, Request, RequestEnergy,
@@ -38,112 +36,29 @@ use crate::transport::{Inbound, WhenFull};
 use answer_events::{FinishedAnswer, details, prediction_usage};
 use log::{debug, info, warn};
 use request_options::{cache_key, cacheable, generate_options, prefix_scope};
-use scheduler::Scheduler;
-use std::ops::{ControlFlow, Not};
+use std::ops::Not;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use streamed_answer::{AnswerError, StreamedAnswer};
-use tokio::sync::oneshot;
+pub(super) use thread::{WorkerModel, WorkerThread};
 use tool_calls::Prompt;
 
-/// The stack of the worker: grammars are compiled by recursion. Only what is used of it takes memory.
-const STACK_BYTES: usize = 8 << 20;
-
-/// How long computing before the first request may take: long enough to find the numbers of threads on a small board.
-const WARM_UP_LIMIT: Duration = Duration::from_secs(2);
-/// Tokens of an answer before the first request.
-const WARM_UP_TOKENS: usize = 8;
-
-/// What is known of the engine once the model is loaded.
-#[derive(Debug, Clone)]
-pub(super) struct EngineInfo {
-    pub model: String,
-    pub architecture: String,
-    pub kernel: &'static str,
-    /// Defects of the model's file, and how they were worked around.
-    pub notes: Vec<String>,
-}
-
-/// The running worker.
-pub(super) struct WorkerThread {
-    pub handle: JoinHandle<()>,
-    /// Resolves when the thread ends: with the reason, where the model can no longer be used.
-    pub ended: oneshot::Receiver<LoadError>,
-}
-
 /// The inputs of the worker thread.
+#[derive(Clone)]
 pub(super) struct Worker {
-    /// Which answers are intents.
+    /// Which answers are intents; whether the model is the built-in one is set when it is loaded.
     pub intents: HomeIntents,
     pub queue: Arc<Queue>,
     pub telemetry: Arc<Telemetry>,
     pub sensors: Arc<Mutex<Sensors>>,
-    pub context: usize,
-    /// How many requests are answered at the same time.
-    pub parallel: usize,
-    /// Whether some tokens are computed before the first request.
-    pub warms_up: bool,
     pub budget: Budget,
     /// Bytes that the beginnings of prompts may take on disk; 0 stores none.
     pub disk_bytes: u64,
-    /// Why structured output is refused, where the memory plan has no place for it.
-    pub unplanned_grammar: Option<String>,
+    /// The model that is loaded.
+    pub model: WorkerModel,
 }
 
 impl Worker {
-    /// Starts the thread, which loads the model; returns when it is ready for requests.
-    pub async fn start(
-        self,
-        file: ModelFile,
-        options: engine::EngineOptions,
-    ) -> Result<(WorkerThread, EngineInfo), DaemonError> {
-        let (loaded, outcome) = oneshot::channel();
-        let (alive, ended) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("compute-0".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || match self.test_and_load(file, &options) {
-                Err(error) => drop(loaded.send(Err(error))),
-                Ok(engine) => {
-                    let fixed = engine.model().threads();
-                    if self.warms_up {
-                        warm_up(&engine, self.context);
-                    }
-                    let engine_info = EngineInfo {
-                        model: engine.name().to_owned(),
-                        architecture: engine.model().shape().arch.clone(),
-                        kernel: engine.model().kernels().name(),
-                        notes: engine.notes().to_vec(),
-                    };
-                    drop(loaded.send(Ok(engine_info)));
-                    if let Err(error) = Scheduler::new(&self, &engine, fixed).run() {
-                        let _ = alive.send(error); // nobody listens once the daemon stops
-                    }
-                }
-            })
-            .map_err(|error| DaemonError::Setup(format!("the worker cannot be started: {error}")))?;
-        match outcome.await {
-            Ok(Ok(engine_info)) => Ok((WorkerThread { handle: thread, ended }, engine_info)),
-            Ok(Err(error)) => Err(DaemonError::Model(error)),
-            Err(_) => Err(DaemonError::Setup("the worker died while it loaded the model".into())),
-        }
-    }
-
-    /// Tests the kernels before they are used, then loads the model.
-    fn test_and_load(&self, file: ModelFile, options: &engine::EngineOptions) -> Result<Engine, LoadError> {
-        health::run_self_test(&self.telemetry);
-        self.load(file, options)
-    }
-
-    /// Loads the model on this thread, which is bound to the processors for computing, and so are the threads that
-    /// it starts.
-    fn load(&self, file: ModelFile, options: &engine::EngineOptions) -> Result<Engine, LoadError> {
-        thread_pool::pin_to(&self.budget.allowed_cpus);
-        let fixed = ThreadCounts { decode: self.budget.decode_threads, prefill: self.budget.prefill_threads };
-        Ok(file.load(options)?.tuned(fixed))
-    }
-
     /// Records the counters of a screened head, and warns once at its first miss.
     fn note_screening(&self, now: Option<ShortlistStats>, before: &mut ShortlistStats) {
         let Some(now) = now else { return };
@@ -217,7 +132,7 @@ impl Worker {
     fn prediction(&self, engine: &Engine, request: &Request) -> Vec<u32> {
         let text = request.prediction.as_deref().unwrap_or_default();
         let mut tokens = engine.tokenizer().encode_continuation(text);
-        tokens.truncate(self.context);
+        tokens.truncate(self.model.plan.context);
         tokens
     }
 
@@ -270,7 +185,7 @@ impl Worker {
         calls: Option<&CallSyntax>,
         intent: Option<&HomeIntent>,
     ) -> Result<Option<Constraint>, Refusal> {
-        let unplanned = self.unplanned_grammar.as_deref();
+        let unplanned = self.model.unplanned_grammar.as_deref();
         match intent {
             Some(intent) => intent.constraint(engine, unplanned).map(Some),
             None => tool_calls::constraint(engine, request, calls, unplanned),
@@ -468,35 +383,6 @@ struct PreparedRequest<'w> {
     options: GenerateOptions,
     intent: Option<HomeIntent>,
     key: Option<CacheKey>,
-}
-
-/// Tells the queue that the worker has ended, also after a panic.
-struct WorkerEndGuard<'q>(&'q Queue);
-
-impl Drop for WorkerEndGuard<'_> {
-    fn drop(&mut self) {
-        self.0.worker_ended();
-    }
-}
-
-/// Computes some tokens, so that the weights and the code are in memory and the numbers of threads are known before the first
-/// request: at least one answer, and at most [`WARM_UP_LIMIT`].
-fn warm_up(engine: &Engine, context: usize) {
-    let prompt_len = PREFILL_TOKENS.min(context / 2).max(1);
-    let mut session = engine.session(context.min(prompt_len + WARM_UP_TOKENS));
-    let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::default() };
-    let deadline = Instant::now() + WARM_UP_LIMIT;
-    loop {
-        // The first token of every vocabulary is as good as any.
-        let answer = session.generate(&vec![0; prompt_len], &options, |_| match Instant::now() < deadline {
-            true => ControlFlow::Continue(()),
-            false => ControlFlow::Break(()),
-        });
-        let is_cut = answer.is_err() || Instant::now() >= deadline;
-        if is_cut || engine.model().threads().is_settled() {
-            return;
-        }
-    }
 }
 
 /// Logs the tuned numbers of threads when both are known, and when one changes.

@@ -9,8 +9,8 @@ mod tools;
 
 use super::text::Shown;
 use super::{
-    Code, Event, Health, Input, Message, Metadata, Priority, Refusal, Report, Request, RequestId,
-    ResponseFormat, Sampling, ToolChoice,
+    Code, Event, Health, Input, Message, Metadata, Priority, Refusal, ReloadReport, Report, Request,
+    RequestId, ResponseFormat, Sampling, ToolChoice,
 };
 use crate::external_text::{JsonValue, duplicate_key, utf8, without_bom, wrong_head};
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,8 @@ pub enum Incoming {
     Health(Option<RequestId>),
     /// `{"alerts":true}`: what is raised, and what was.
     Alerts(Option<RequestId>),
+    /// `{"reload":true}`: read the configuration again.
+    Reload(Option<RequestId>),
 }
 
 /// A payload of the cancel topic.
@@ -124,7 +126,7 @@ struct CancelKeys {
     cancel: RequestId,
 }
 
-/// A question about the daemon: one of the keys but the id.
+/// A question about the daemon, or a reload: one of the keys but the id.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct QuestionKeys {
@@ -133,13 +135,20 @@ struct QuestionKeys {
     metrics: Option<bool>,
     health: Option<bool>,
     alerts: Option<bool>,
+    reload: Option<bool>,
 }
 
 impl QuestionKeys {
     /// `None` where it asks for nothing.
     fn incoming(self) -> Option<Result<Incoming, Refusal>> {
-        let QuestionKeys { id, telemetry, metrics, health, alerts } = self;
-        let keys = [("telemetry", telemetry), ("metrics", metrics), ("health", health), ("alerts", alerts)];
+        let QuestionKeys { id, telemetry, metrics, health, alerts, reload } = self;
+        let keys = [
+            ("telemetry", telemetry),
+            ("metrics", metrics),
+            ("health", health),
+            ("alerts", alerts),
+            ("reload", reload),
+        ];
         let mut named = keys.into_iter().filter_map(|(key, value)| Some((key, value?)));
         let (key, value) = named.next()?;
         if let Some((other, _)) = named.next() {
@@ -150,6 +159,7 @@ impl QuestionKeys {
             "telemetry" => Incoming::Telemetry(id),
             "metrics" => Incoming::Metrics(id),
             "health" => Incoming::Health(id),
+            "reload" => Incoming::Reload(id),
             _ => Incoming::Alerts(id),
         }))
     }
@@ -244,7 +254,7 @@ fn checked(keys: RequestKeys) -> Result<Request, Refusal> {
     Ok(request)
 }
 
-/// Reads what may come on the socket: a request, a cancellation, a question about the daemon.
+/// Reads what may come on the socket: a request, a cancellation, a question about the daemon, a reload.
 pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
     // Only an object whose first key is `cancel` is parsed as a cancellation, so that every other message gets the error
     // of a request. The same is true of the others.
@@ -258,7 +268,8 @@ pub fn incoming(bytes: &[u8]) -> Result<Incoming, Refusal> {
             Err(_) => {}
         }
     }
-    let questions: [&[u8]; 4] = [b"\"telemetry\"", b"\"metrics\"", b"\"health\"", b"\"alerts\""];
+    let questions: [&[u8]; 5] =
+        [b"\"telemetry\"", b"\"metrics\"", b"\"health\"", b"\"alerts\"", b"\"reload\""];
     let is_question = questions.iter().any(|key| body.starts_with(key));
     if is_question || body.starts_with(b"\"id\"") {
         match parse(bytes).map(QuestionKeys::incoming) {
@@ -406,6 +417,19 @@ pub fn alerts(list: &impl Serialize, id: Option<&RequestId>) -> Vec<u8> {
         list: &'a T,
     }
     serde_json::to_vec(&AlertsEvent { event: "alerts", id, list }).expect("plain data")
+}
+
+/// What became of a reload as one event: its own keys beside `"event":"reload"`.
+pub fn reload(report: &ReloadReport, id: Option<&RequestId>) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct ReloadEvent<'a> {
+        event: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RequestId>,
+        #[serde(flatten)]
+        report: &'a ReloadReport,
+    }
+    serde_json::to_vec(&ReloadEvent { event: "reload", id, report }).expect("plain data")
 }
 
 /// Prometheus' text as one event.

@@ -349,9 +349,12 @@ fn a_question_may_have_an_id_before_or_after_its_key() {
     assert_eq!(incoming(br#"{"id":"a","alerts":true}"#), Ok(Incoming::Alerts(id())));
     assert_eq!(incoming(br#"{"id":"a","telemetry":true}"#), Ok(Incoming::Telemetry(id())));
     assert_eq!(incoming(br#"{"metrics":true,"id":"a"}"#), Ok(Incoming::Metrics(id())));
+    assert_eq!(incoming(br#"{"reload":true}"#), Ok(Incoming::Reload(None)));
+    assert_eq!(incoming(br#"{"id":"a","reload":true}"#), Ok(Incoming::Reload(id())));
     for (line, message) in [
         (r#"{"health":true,"alerts":true}"#, "health and alerts: ask for one of them at a time"),
         (r#"{"id":"","health":true}"#, "id: empty"),
+        (r#"{"reload":false}"#, "reload: false asks for nothing"),
         (r#"{"id":"a","alerts":false}"#, "alerts: false asks for nothing"),
         (r#"{"id":"a","healthy":true}"#, "unknown field `healthy`"),
     ] {

@@ -50,11 +50,13 @@ pub enum Kind {
     Subscription,
     /// Answers cannot be written to disk.
     Storage,
+    /// The configured model cannot be used, and another one answers.
+    Fallback,
 }
 
 impl Kind {
     /// All kinds, in the order of their keys in `[alerts]`.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Temperature,
         Kind::Throttled,
         Kind::UnderVoltage,
@@ -67,6 +69,7 @@ impl Kind {
         Kind::BrokerLink,
         Kind::Subscription,
         Kind::Storage,
+        Kind::Fallback,
     ];
 
     /// Its name in payloads.
@@ -84,6 +87,7 @@ impl Kind {
             Kind::BrokerLink => "broker_link",
             Kind::Subscription => "subscription",
             Kind::Storage => "storage",
+            Kind::Fallback => "fallback",
         }
     }
 }
@@ -167,6 +171,8 @@ pub struct Conditions {
     pub subscription: Option<bool>,
     /// Whether answers cannot be written to disk though they should be.
     pub storage: Option<bool>,
+    /// Whether the fallback answers, because the configured model cannot be used.
+    pub fallback: Option<bool>,
 }
 
 /// The memory plan, in percent of the budget. Memory that was planned for raises no alert, whatever the owner's
@@ -273,6 +279,7 @@ impl Alerts {
                 Kind::BrokerLink => disconnected_s,
                 Kind::Subscription => conditions.subscription.map(as_number),
                 Kind::Storage => conditions.storage.map(as_number),
+                Kind::Fallback => conditions.fallback.map(as_number),
             };
             // Infinity and NaN are no JSON numbers.
             value.filter(|value| value.is_finite()).map(|value| (value * 1000.0).round() / 1000.0)

@@ -39,10 +39,12 @@ impl Rule {
             Kind::BrokerLink => scaled(rules.broker_link_s, 0.0),
             Kind::Subscription => offset_below(flag(rules.subscription), 0.5),
             Kind::Storage => offset_below(flag(rules.storage), 0.5),
+            Kind::Fallback => offset_below(flag(rules.fallback), 0.5),
         }?;
         // These are raised at once: under-voltage is short and may corrupt the card, the broker's threshold is a
-        // time already, and a subscription counts as lost only after two failed checks.
-        let at_once = matches!(kind, Kind::UnderVoltage | Kind::BrokerLink | Kind::Subscription);
+        // time already, a subscription counts as lost only after two failed checks, and a model stays until a reload.
+        let at_once =
+            matches!(kind, Kind::UnderVoltage | Kind::BrokerLink | Kind::Subscription | Kind::Fallback);
         let raise_after = if at_once { Duration::ZERO } else { rules.hold };
         let is_lower_bound = kind == Kind::SlowTokens;
         Some(Rule { threshold, clear_at, is_lower_bound, raise_after, clear_after: rules.hold })
@@ -76,9 +78,12 @@ fn scaled(threshold: Option<f64>, part: f64) -> Option<(f64, f64)> {
 
 pub(super) fn severity(kind: Kind) -> Severity {
     match kind {
-        Kind::UnderVoltage | Kind::Memory | Kind::BrokerLink | Kind::Subscription | Kind::Storage => {
-            Severity::Critical
-        }
+        Kind::UnderVoltage
+        | Kind::Memory
+        | Kind::BrokerLink
+        | Kind::Subscription
+        | Kind::Storage
+        | Kind::Fallback => Severity::Critical,
         _ => Severity::Warning,
     }
 }
@@ -98,6 +103,7 @@ pub(super) fn subject(kind: Kind) -> &'static str {
         Kind::BrokerLink => "the link to the broker",
         Kind::Subscription => "whether prompts reach the daemon",
         Kind::Storage => "whether answers are kept on disk",
+        Kind::Fallback => "whether the configured model answers",
     }
 }
 
@@ -149,6 +155,10 @@ pub(super) fn raised_message(kind: Kind, value: f64, threshold: f64) -> String {
         Kind::Storage => {
             "answers cannot be kept on disk, and a power cut would lose them; see device.state_dir and the journal".into()
         }
+        Kind::Fallback => {
+            "the configured model cannot be used, and model.fallback answers; the journal says why: mend it, and reload"
+                .into()
+        }
     }
 }
 
@@ -169,5 +179,6 @@ pub(super) fn cleared_message(kind: Kind, value: f64) -> String {
         Kind::BrokerLink => "the broker is connected again".into(),
         Kind::Subscription => "prompts reach the daemon again".into(),
         Kind::Storage => "answers are kept on disk again".into(),
+        Kind::Fallback => "the configured model answers again".into(),
     }
 }

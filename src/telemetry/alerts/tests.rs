@@ -18,6 +18,7 @@ fn rules() -> config::Alerts {
         broker_link_s: Some(60.0),
         subscription: true,
         storage: true,
+        fallback: true,
     }
 }
 
@@ -68,6 +69,7 @@ fn well() -> Conditions {
         queue_percent: Some(0.0),
         broker: Some(true),
         storage: Some(false),
+        fallback: Some(false),
         ..Conditions::default()
     }
 }
@@ -84,6 +86,7 @@ fn bad() -> Conditions {
         queue_percent: Some(100.0),
         broker: Some(false),
         storage: Some(true),
+        fallback: Some(true),
         ..Conditions::default()
     }
 }
@@ -98,13 +101,13 @@ fn each_is_raised_once_and_cleared_once_after_its_hold() {
     seconds.sort_unstable();
     let held = ["cpu", "latency", "memory", "queue", "slow_tokens", "storage", "temperature", "throttled"];
     let mut expected: Vec<_> = held.map(|name| (name, 20)).into();
-    expected.extend([("broker_link", 60), ("under_voltage", 0)]);
+    expected.extend([("broker_link", 60), ("fallback", 0), ("under_voltage", 0)]);
     expected.sort_unstable();
     assert_eq!(seconds, expected);
     assert!(raised.iter().all(|(_, alert)| alert.state == State::Raised));
-    assert_eq!(day.raised().len(), 10);
+    assert_eq!(day.raised().len(), 11);
     let cleared = day.run_for(500, &well());
-    assert_eq!(cleared.len(), 10, "{cleared:?}");
+    assert_eq!(cleared.len(), 11, "{cleared:?}");
     assert!(cleared.iter().all(|(second, alert)| *second == 620 && alert.state == State::Cleared));
     assert!(day.raised().is_empty());
 }

@@ -32,9 +32,9 @@ const SPARE_BYTES: usize = 1100;
 pub fn render(telemetry: &Telemetry, now: SystemTime) -> String {
     let report = telemetry.report(now);
     let about = telemetry.about();
-    let model = about.map(|about| name(&about.model));
+    let model = about.as_ref().map(|about| name(&about.model));
     let mut text = Exposition::default();
-    if let (Some(about), Some(model)) = (about, &model) {
+    if let (Some(about), Some(model)) = (&about, &model) {
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("model", model), ("kernel", &about.kernel)];
         text.gauge("bitnetd_build_info", "What runs here.").sample(&labels, Some(1.0));
     }

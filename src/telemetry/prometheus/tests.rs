@@ -184,6 +184,7 @@ pub(in crate::telemetry) fn full() -> Telemetry {
     telemetry.describe(About {
         model: "a \"model\" \\ of\ntwo lines, and many words".into(),
         kernel: "avx2".into(),
+        is_fallback: false,
     });
     telemetry.set_thread_limit(3);
     telemetry.received();
@@ -410,6 +411,7 @@ fn raise_alerts(telemetry: &Telemetry) {
         broker_link_s: None,
         subscription: true,
         storage: true,
+        fallback: true,
     });
     telemetry.set_link(MqttLink { deaf: true, storage_problem: Some("full".into()), ..MqttLink::default() });
     let now = Instant::now();

@@ -65,8 +65,22 @@ pub enum ReloadOutcome {
     Applied,
     /// It was applied, and the filter stayed as it was, since its file has an error or needs too much memory.
     FilterKept,
+    /// It was applied, and the model stayed as it was, since the new one cannot be used.
+    ModelKept,
     /// Nothing has changed, since the configuration has an error.
     Refused,
+}
+
+impl ReloadOutcome {
+    /// Its name in payloads.
+    pub fn name(self) -> &'static str {
+        match self {
+            ReloadOutcome::Applied => "applied",
+            ReloadOutcome::FilterKept => "filter_kept",
+            ReloadOutcome::ModelKept => "model_kept",
+            ReloadOutcome::Refused => "refused",
+        }
+    }
 }
 
 impl SecurityEventKind {
@@ -79,9 +93,7 @@ impl SecurityEventKind {
             SecurityEventKind::Command(RemoteCommand::Cancel(_)) => ("command", "cancel"),
             SecurityEventKind::Command(RemoteCommand::CancelRunning(_)) => ("command", "cancel_running"),
             SecurityEventKind::Command(RemoteCommand::ThreadLimit(_)) => ("command", "thread_limit"),
-            SecurityEventKind::Reload(ReloadOutcome::Applied) => ("reload", "applied"),
-            SecurityEventKind::Reload(ReloadOutcome::FilterKept) => ("reload", "filter_kept"),
-            SecurityEventKind::Reload(ReloadOutcome::Refused) => ("reload", "refused"),
+            SecurityEventKind::Reload(outcome) => ("reload", outcome.name()),
         }
     }
 }
@@ -115,7 +127,7 @@ impl SecurityEvent<'_> {
         SecurityEvent { kind, client: None, request_id: None, interface, address: None }
     }
 
-    /// A reload, which a signal asked for.
+    /// A reload, which a signal or a client of the socket asked for.
     pub fn reload(outcome: ReloadOutcome) -> Self {
         let kind = SecurityEventKind::Reload(outcome);
         SecurityEvent { kind, client: None, request_id: None, interface: None, address: None }

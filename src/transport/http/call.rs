@@ -77,7 +77,7 @@ impl Caller {
             Ok(access) => access,
             Err(denied) => {
                 self.record_failed_token(&denied, &id);
-                self.context.0.telemetry.refused();
+                self.context.0.telemetry.refused(Some(&self.peer.client), &denied.message);
                 self.context.0.telemetry.http.denied();
                 return Ok(response::finish(response::denied(api, &denied), api, &id, None));
             }
@@ -140,7 +140,7 @@ impl Caller {
         received: Instant,
     ) -> HttpResponse {
         let shared = &self.context.0;
-        let model = &shared.model;
+        let model = &self.context.model();
         match route {
             HttpRoute::Metrics => {
                 let text = prometheus::render(&shared.telemetry, SystemTime::now());
@@ -212,7 +212,8 @@ impl Caller {
             let message = "there is no history: history.enabled is false";
             return response::error(HttpApi::Own, 503, "unavailable", message);
         };
-        let subject = ReportSubject { device: &shared.device, model: &shared.model.name };
+        let model = self.context.model();
+        let subject = ReportSubject { device: &shared.device, model: &model.name };
         let report = history::render(&steps, subject, &request, SystemTime::now(), &TimeZone::system());
         response::report(request.form, AnswerBody::holding(report, place))
     }
@@ -232,7 +233,11 @@ impl Caller {
         };
         let read = self.read_call(route, body, &mut guard, refuse).await;
         // What is refused from here on is counted by the queue.
-        match read.inspect_err(|_| self.context.0.telemetry.refused())? {
+        let log_refused = |refused: &HttpRefusal| {
+            let (status, body) = (refused.status, String::from_utf8_lossy(&refused.body));
+            self.context.0.telemetry.refused(Some(&self.peer.client), &format!("HTTP {status}: {body}"));
+        };
+        match read.inspect_err(log_refused)? {
             Call::Ask(ask) => {
                 self.context.0.telemetry.http.ignored_keys(ask.ignored_keys);
                 self.send(*ask, guard, received, refuse).await
@@ -254,7 +259,7 @@ impl Caller {
         let body = self.context.0.bodies.read(&self.peer.queue_key, body).await.map_err(&refuse)?;
         guard.slot = Some(self.wait_for_slot().await.map_err(&refuse)?);
         let context = CallContext {
-            model: Arc::clone(&self.context.0.model),
+            model: self.context.model(),
             id: guard.request.id.as_str().to_owned(),
             now: SystemTime::now(),
             max_body: self.context.0.settings.body_bytes,

@@ -35,7 +35,7 @@ impl TcpService for HttpContext {
     }
 
     fn refuse(&self, stream: &TcpStream) {
-        self.0.telemetry.refused();
+        self.0.telemetry.refused(None, "too many connections over HTTP");
         // An error means that the client has already disconnected.
         let _ = stream.try_write(BUSY);
     }

@@ -32,7 +32,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Memory that one connection can hold, in bytes: the head of a request, the beginning of its body, and what waits to be
@@ -51,7 +51,7 @@ pub struct HttpParts {
     /// The host name, by which clients may address the device.
     pub device: String,
     /// The model that is loaded, or will be.
-    pub model: ModelCard,
+    pub model: watch::Receiver<Arc<ModelCard>>,
     /// Most calls that are on their way to the model at once.
     pub slots: usize,
     /// Where requests are sent.
@@ -74,7 +74,7 @@ struct Shared {
     settings: config::Http,
     /// Names by which clients may address this device.
     hosts: Vec<String>,
-    model: Arc<ModelCard>,
+    model: watch::Receiver<Arc<ModelCard>>,
     slots: Slots,
     bodies: BodyMemory,
     /// The device id.
@@ -100,7 +100,7 @@ impl HttpContext {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         HttpContext(Arc::new(Shared {
             hosts: access::own_hosts(&device, &settings),
-            model: Arc::new(model),
+            model,
             slots: Slots::new(slots),
             bodies: BodyMemory::new(settings.body_bytes),
             report_place: Arc::new(Semaphore::new(1)),
@@ -135,6 +135,11 @@ impl HttpContext {
             }
             AccessDenied::new(503, "the daemon cannot read its tokens; its log says why")
         })
+    }
+
+    /// The model that answers now.
+    fn model(&self) -> Arc<ModelCard> {
+        self.0.model.borrow().clone()
     }
 
     /// An id for a call.

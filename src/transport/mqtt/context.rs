@@ -23,8 +23,8 @@ pub struct MqttContext {
     pub device: String,
     /// Directory for answers and prompts that must survive the process; `None` keeps none on disk.
     pub state_dir: Option<PathBuf>,
-    /// JSON for the `info` topic.
-    pub info: Vec<u8>,
+    /// The model that answers, which a reload may change.
+    pub model: watch::Receiver<PublishedModel>,
     /// Requests that are submitted to the daemon at a time; other prompts wait in the backlog.
     pub max_active: u16,
     /// How many requests the daemon answers at the same time.
@@ -36,8 +36,8 @@ pub struct MqttContext {
     pub requests: mpsc::Sender<Inbound>,
     /// Where commands are sent. When the channel is full a command is lost, which is logged.
     pub commands: mpsc::Sender<Command>,
-    /// What the device's entry in Home Assistant contains; `None`: the entry is neither published nor removed.
-    pub homeassistant: Option<HomeAssistantInfo>,
+    /// Whether the device has an entry in Home Assistant; if not, none is published or removed.
+    pub has_homeassistant: bool,
     /// The names of the home, which retained descriptions change; `None`: none are read.
     pub home: Option<Arc<SharedHome>>,
     /// Threads that may compute: a thread limit is from 1 to this.
@@ -67,9 +67,11 @@ pub struct MqttContext {
     pub max_idle: Duration,
 }
 
-/// The part of the device's entry in Home Assistant that does not follow from its topics.
+/// What is published of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HomeAssistantInfo {
-    /// The model's name, from its file.
-    pub model: String,
+pub struct PublishedModel {
+    /// Its name, from its file, which the device's entry in Home Assistant contains.
+    pub name: String,
+    /// JSON for the `info` topic.
+    pub info: Vec<u8>,
 }

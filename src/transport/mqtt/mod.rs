@@ -39,7 +39,7 @@ mod subscription_check;
 mod topics;
 
 pub use client::{BrokerLimits, ProbeReport, probe};
-pub use context::{HomeAssistantInfo, MqttContext};
+pub use context::{MqttContext, PublishedModel};
 pub use delivery::answer_log::record;
 pub use delivery::dedup_keys::DedupKeys;
 

@@ -146,6 +146,8 @@ struct Peer {
     client: String,
     /// The user and process, so that the processes of one user share the queue fairly.
     queue_key: String,
+    /// Whether it is root, or the user that the daemon runs as.
+    may_reload: bool,
 }
 
 impl Peer {
@@ -154,7 +156,9 @@ impl Peer {
         let client = peer.map_or("unix:uid=unknown".into(), |peer| format!("unix:uid={}", peer.uid()));
         let process = peer.and_then(|peer| peer.pid());
         let queue_key = process.map_or(client.clone(), |process| format!("{client},pid={process}"));
-        Peer { client, queue_key }
+        let own = rustix::process::geteuid().as_raw();
+        let may_reload = peer.is_some_and(|peer| peer.uid() == 0 || peer.uid() == own);
+        Peer { client, queue_key, may_reload }
     }
 }
 
@@ -238,6 +242,7 @@ impl Reader<'_> {
                 }
                 Ok(Incoming::Health(id)) => self.send_health(id.as_ref()).await,
                 Ok(Incoming::Alerts(id)) => self.send_alerts(id.as_ref()).await,
+                Ok(Incoming::Reload(id)) => self.reload(id).await,
                 Err(refusal) => {
                     // Without the id where a valid request in flight has the same one: that request must not seem to end here.
                     let id = json::id_of(bytes).filter(|id| !self.in_flight.is_running(id));
@@ -287,6 +292,22 @@ impl Reader<'_> {
         self.send_and_wait(json::alerts(&self.shared.telemetry.alert_list(Instant::now()), id)).await
     }
 
+    /// Reads the configuration again, for those who could also send the signal for it. What became of it is known once a
+    /// model that it names is loaded; until then the client's next line is not read.
+    async fn reload(&self, id: Option<RequestId>) -> ReadLoop {
+        if !self.peer.may_reload {
+            let text = "reload: only root and the daemon's own user may ask for it";
+            return self.refuse(id, Refusal::new(Code::InvalidRequest, text)).await;
+        }
+        let (done, report) = oneshot::channel();
+        if self.shared.reloads.send(done).await.is_ok()
+            && let Ok(report) = report.await
+        {
+            return self.send_and_wait(json::reload(&report, id.as_ref())).await;
+        }
+        self.refuse(id, Refusal::shutting_down()).await
+    }
+
     fn metrics(&self) -> String {
         prometheus::render(&self.shared.telemetry, SystemTime::now())
     }
@@ -314,7 +335,7 @@ impl Reader<'_> {
         };
         let Some(reply) = self.reply(&id).await else { return ReadLoop::Stop };
         let reply = reply.with_metadata(request.metadata.as_ref());
-        let Peer { client, queue_key } = &self.peer;
+        let Peer { client, queue_key, .. } = &self.peer;
         let inbound = Inbound {
             request,
             id,
@@ -386,7 +407,7 @@ impl Reader<'_> {
         metadata: Option<Metadata>,
         refusal: Refusal,
     ) -> ReadLoop {
-        self.shared.telemetry.refused();
+        self.shared.telemetry.refused(Some(&self.peer.client), &refusal.message);
         self.send(event_line(&Event::Error { id, refusal, metadata })).await
     }
 

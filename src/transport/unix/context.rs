@@ -1,8 +1,8 @@
 //! What every connection of the socket is given by the daemon.
 
 use crate::telemetry::Telemetry;
-use crate::transport::Inbound;
 use crate::transport::http::HttpContext;
+use crate::transport::{Inbound, ReloadRequest};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,8 @@ pub struct ConnectionContext {
     pub max_connections: usize,
     /// Where requests are sent.
     pub inbound: mpsc::Sender<Inbound>,
+    /// Where requests to read the configuration again are sent.
+    pub reloads: mpsc::Sender<ReloadRequest>,
     /// Counts the requests that are refused by the transport, and renders reports.
     pub telemetry: Arc<Telemetry>,
     /// Answers the clients that speak HTTP.

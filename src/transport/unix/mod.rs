@@ -216,11 +216,11 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 
 /// Refuses a client beyond the limit without waiting for it: the send buffer of a new socket is empty.
 fn refuse_connection(stream: &UnixStream, shared: &ConnectionContext) {
-    shared.telemetry.refused();
     let most = shared.max_connections;
     let text = format!(
         "{most} clients are connected and none is idle; ask again later, or raise socket.connections"
     );
+    shared.telemetry.refused(None, &text);
     let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, text) };
     // An error means that the client has already disconnected.
     let _ = stream.try_write(&event_line(&Event::error(None, refusal)));

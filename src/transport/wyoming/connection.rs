@@ -132,8 +132,9 @@ impl Connection {
     }
 
     async fn handle(&mut self, event: &WyomingEvent) -> io::Result<Next> {
-        match WyomingCall::of(event, self.context.program.answers) {
-            Ok(WyomingCall::Describe) => self.write(&self.context.program.event()).await,
+        let program = self.context.program.borrow().clone();
+        match WyomingCall::of(event, program.answers) {
+            Ok(WyomingCall::Describe) => self.write(&program.event()).await,
             Ok(WyomingCall::Ping(text)) => self.write(&wyoming::pong(text.as_deref())).await,
             Ok(WyomingCall::Transcript(transcript)) => self.ask(*transcript).await,
             Ok(WyomingCall::Ignored) => Ok(Next::Continue),
@@ -148,7 +149,8 @@ impl Connection {
         let Some(event) = self.answer_to(request).await? else {
             return self.refuse(&Refusal::shutting_down()).await;
         };
-        match answer::of(&event, self.context.program.answers, &context, &ZonedDateTime::now()) {
+        let answers = self.context.program.borrow().answers;
+        match answer::of(&event, answers, &context, &ZonedDateTime::now()) {
             SentenceAnswer::Reply(bytes) => self.write(&bytes).await,
             SentenceAnswer::Failed(refusal) => {
                 self.write(&wyoming::failed(&refusal)).await?;
@@ -210,7 +212,7 @@ impl Connection {
     /// Sends why an event is not answered. Nothing more is read after it, since the client may be an older one, see
     /// [`wyoming::failed`].
     async fn refuse(&mut self, refusal: &Refusal) -> io::Result<Next> {
-        self.context.telemetry.refused();
+        self.context.telemetry.refused(Some(&self.client), &refusal.message);
         self.write(&wyoming::failed(refusal)).await?;
         Ok(Next::Close)
     }

@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Maximum number of open connections. Home Assistant opens one for each sentence.
@@ -32,7 +32,7 @@ pub const CONNECTION_BYTES: usize = MAX_DATA + MAX_REQUEST + (16 << 10);
 #[derive(Debug, Clone)]
 pub struct WyomingContext {
     /// What the daemon says about itself.
-    pub program: Arc<ProgramInfo>,
+    pub program: watch::Receiver<ProgramInfo>,
     /// Where requests are sent.
     pub inbound: mpsc::Sender<Inbound>,
     /// Counts the requests that are refused by the transport.
@@ -70,9 +70,9 @@ impl TcpService for WyomingService {
     }
 
     fn refuse(&self, stream: &TcpStream) {
-        self.context.telemetry.refused();
         let message =
             format!("{MAX_CONNECTIONS} clients are connected and each waits for an answer; ask again later");
+        self.context.telemetry.refused(None, &message);
         // An error means that the client has already disconnected.
         let _ = stream.try_write(&wyoming::failed(&Refusal::new(Code::QueueFull, message)));
     }

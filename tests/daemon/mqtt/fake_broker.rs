@@ -3,7 +3,7 @@
 
 use super::harness::{Harness, QUIET_PERIOD, answer, config};
 use bitnetd::config::Mqtt;
-use bitnetd::transport::mqtt::{HomeAssistantInfo, MqttContext};
+use bitnetd::transport::mqtt::MqttContext;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnAckProperties, Connect, ConnectReturnCode, Disconnect, DisconnectReasonCode, LastWill,
@@ -422,9 +422,8 @@ async fn a_broker_that_closes_the_connection_over_a_shared_subscription_is_asked
 #[tokio::test]
 async fn a_broker_that_dismisses_us_over_home_assistant_s_birth_is_asked_for_prompts_alone() {
     let broker = Broker::new().await;
-    let home = || Some(HomeAssistantInfo { model: "home-intents".into() });
     let mut harness = Harness::with(Mqtt { group: Some("kitchens".into()), ..broker.link() }, |context| {
-        context.homeassistant = home()
+        context.has_homeassistant = true
     });
     // Four of our own, a birth and the description, three of the group: what is allowed must not be given up with the birth.
     for (number, filters) in [9, 9, 7].into_iter().enumerate() {

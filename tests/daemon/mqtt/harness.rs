@@ -5,7 +5,7 @@ use bitnetd::config::Mqtt;
 use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
 use bitnetd::telemetry::alerts::Alert;
-use bitnetd::transport::mqtt::{MqttContext, run};
+use bitnetd::transport::mqtt::{MqttContext, PublishedModel, run};
 use bitnetd::transport::{Command, Heartbeat, Inbound};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
@@ -29,6 +29,7 @@ pub struct Harness {
     pub telemetry: watch::Sender<Option<Arc<Vec<u8>>>>,
     pub answering: watch::Sender<bool>,
     pub alert: mpsc::Sender<Alert>,
+    pub model: watch::Sender<PublishedModel>,
     pub state: watch::Receiver<MqttLink>,
     pub draining: CancellationToken,
     close: CancellationToken,
@@ -51,19 +52,23 @@ impl Harness {
         let (answering, is_answering) = watch::channel(false);
         let (alert, alerts) = mpsc::channel(4);
         let (shown, state) = watch::channel(MqttLink::default());
+        let (model, model_seen) = watch::channel(PublishedModel {
+            name: "home-intents".into(),
+            info: br#"{"version":"test"}"#.to_vec(),
+        });
         let (draining, close) = (CancellationToken::new(), CancellationToken::new());
         let mut context = MqttContext {
             config,
             device: "cellar".into(),
             state_dir: None,
-            info: br#"{"version":"test"}"#.to_vec(),
+            model: model_seen,
             max_active: 4,
             parallel: 1,
             inbox_bytes: 1 << 20,
             requests: sender,
             commands: asked,
             // Home Assistant is nothing to the other tests.
-            homeassistant: None,
+            has_homeassistant: false,
             home: None,
             threads: 4,
             reports,
@@ -81,7 +86,7 @@ impl Harness {
         change(&mut context);
         let mut task = JoinSet::new();
         task.spawn(run(context));
-        Harness { requests, controls, telemetry, answering, alert, state, draining, close, task }
+        Harness { requests, controls, telemetry, answering, alert, model, state, draining, close, task }
     }
 
     /// Waits until the link's state is as wanted.

@@ -102,6 +102,7 @@ impl SocketServer {
         let context = ConnectionContext {
             max_connections: CONNECTIONS,
             inbound,
+            reloads: mpsc::channel(1).0,
             telemetry,
             http,
             loaded: loaded_too,

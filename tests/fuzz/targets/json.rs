@@ -15,7 +15,11 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(Incoming::Request(request)) => assert_eq!(json::request(bytes), Ok(*request)),
         Ok(Incoming::Cancel(id)) => check_token(&id),
         Ok(
-            Incoming::Telemetry(_) | Incoming::Metrics(_) | Incoming::Health(_) | Incoming::Alerts(_),
+            Incoming::Telemetry(_)
+            | Incoming::Metrics(_)
+            | Incoming::Health(_)
+            | Incoming::Alerts(_)
+            | Incoming::Reload(_),
         ) => {}
         Err(refusal) => check_refusal(bytes, refusal),
     }

@@ -3,7 +3,7 @@
 use bitnetd::config::{Mqtt, MqttVersion};
 use bitnetd::protocol::{AnswerDetails, Done, Event, FinishReason, Input, MqttLink, Timings, Usage};
 use bitnetd::telemetry::Telemetry;
-use bitnetd::transport::mqtt::{HomeAssistantInfo, MqttContext, run};
+use bitnetd::transport::mqtt::{MqttContext, PublishedModel, run};
 use bitnetd::transport::{Heartbeat, Inbound};
 use bitnetd::home::{NameTopics, NameList, SharedHome};
 use std::net::Ipv4Addr;
@@ -48,13 +48,13 @@ pub fn play<F: Future<Output = ()>>(version: MqttVersion, broker: impl FnOnce(Tc
             config: Mqtt { version, ..Mqtt::new("127.0.0.1", listening.port) },
             device: "cellar".into(),
             state_dir: None,
-            info: b"{}".to_vec(),
+            model: watch::channel(PublishedModel { name: "fuzz".into(), info: b"{}".to_vec() }).1,
             max_active: WINDOW,
             parallel: 1,
             inbox_bytes: 0,
             requests,
             commands,
-            homeassistant: Some(HomeAssistantInfo { model: "fuzz".into() }),
+            has_homeassistant: true,
             home: Some(Arc::new(SharedHome::new(
                 NameList::default(),
                 NameTopics { discovery_prefix: "homeassistant".into() },

@@ -10,7 +10,7 @@ mod tests;
 use super::answer_events::FinishedAnswer;
 use super::streamed_answer::StreamedAnswer;
 use super::suspension::SuspensionRecord;
-use super::{PreparedRequest, RequestTimes, WorkShare, Worker, WorkerEndGuard, log_thread_counts};
+use super::{PreparedRequest, RequestTimes, WorkShare, Worker, log_thread_counts};
 use crate::daemon::admission::{QueuedRequest, expiry};
 use crate::daemon::answer_cache::CacheKey;
 use crate::engine::Engine;
@@ -85,9 +85,8 @@ impl<'w> Scheduler<'w> {
         }
     }
 
-    /// Answers requests until the queue is closed, or the model's file has changed.
+    /// Answers requests until the queue is closed, another model is to be loaded, or the model's file has changed.
     pub fn run(mut self) -> Result<(), LoadError> {
-        let _off = WorkerEndGuard(&self.worker.queue);
         log_thread_counts(self.engine.model().threads(), &mut self.threads);
         while self.guarded_step()?.is_continue() {}
         Ok(())
@@ -108,8 +107,8 @@ impl<'w> Scheduler<'w> {
         }
     }
 
-    /// Lets requests join, takes all answers one step further, and sends those that have ended. Breaks when the queue is
-    /// closed and nothing runs.
+    /// Lets requests join, takes all answers one step further, and sends those that have ended. Breaks when nothing runs and
+    /// the queue has no more requests for this model.
     fn step(&mut self) -> Result<ControlFlow<()>, LoadError> {
         self.end_halted()?;
         let began = Instant::now();
@@ -179,7 +178,8 @@ impl<'w> Scheduler<'w> {
                 return Some(queued);
             }
             // The daemon's end does not wait for the disk.
-            if self.worker.queue.is_closed() || !self.store_block() {
+            let queue = &self.worker.queue;
+            if queue.is_closed() || queue.is_model_ordered() || !self.store_block() {
                 return self.worker.queue.next();
             }
         }
@@ -221,7 +221,7 @@ impl<'w> Scheduler<'w> {
     }
 
     /// Fills the free slots, with requests that were suspended or with those that wait. Breaks when there are none and the
-    /// queue is closed. `began`: when the step began.
+    /// queue has no more for this model. `began`: when the step began.
     fn fill_slots(&mut self, began: Instant) -> Result<ControlFlow<()>, LoadError> {
         while let Some(slot) = self.active.iter().position(Option::is_none) {
             let is_answering = self.active.iter().any(Option::is_some);
@@ -407,7 +407,7 @@ impl<'w> Scheduler<'w> {
 
 /// A session with as many slots as requests are answered at the same time, and with the blocks that are on disk.
 fn open_session<'w>(worker: &Worker, engine: &'w Engine) -> Session<'w> {
-    let (context, slots) = (worker.context, worker.parallel);
+    let (context, slots) = (worker.model.plan.context, worker.model.plan.parallel);
     if worker.disk_bytes > 0 {
         match engine.stored_session(context, slots, worker.disk_bytes) {
             Ok(session) => return session,

@@ -4,6 +4,7 @@ use super::*;
 use crate::config::{Config, Host};
 use crate::daemon::home_intent::HomeIntents;
 use crate::daemon::queue::Queue;
+use crate::daemon::worker::WorkerModel;
 use crate::daemon::{ServedOverTcp, plan};
 use crate::engine::{EngineOptions, ModelFile, Source};
 use crate::protocol::{ClientInterface, Event, json};
@@ -29,7 +30,8 @@ fn worker(parallel: usize) -> (Worker, Engine) {
     let mut config = Config::defaults(&host);
     config.queue.depth = 1100;
     config.guard.clear_ids = true;
-    let (_, plan) = plan(&config, ServedOverTcp::default(), None).expect("the built-in model fits");
+    let (_, mut plan) = plan(&config, ServedOverTcp::default(), None).expect("the built-in model fits");
+    (plan.context, plan.parallel) = (2048, parallel);
     let telemetry = Arc::new(Telemetry::new(0));
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
     let sensors = Sensors::new(Path::new("tests/data/boards/none"));
@@ -38,12 +40,9 @@ fn worker(parallel: usize) -> (Worker, Engine) {
         queue,
         telemetry,
         sensors: Arc::new(Mutex::new(sensors)),
-        context: 2048,
-        parallel,
-        warms_up: false,
         budget: config.budget,
         disk_bytes: 0,
-        unplanned_grammar: None,
+        model: WorkerModel { settings: config.model, plan, unplanned_grammar: None },
     };
     let file = ModelFile::open(&Source::File("tests/data/reference/b158-tiny.i2_s.gguf".into()), None);
     let options = EngineOptions { threads: 1, ..EngineOptions::default() };

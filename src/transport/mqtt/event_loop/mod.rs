@@ -12,6 +12,7 @@ mod home;
 mod homeassistant;
 mod last_answers;
 mod messages;
+mod model;
 mod prompts;
 
 use super::answering::AnsweringState;
@@ -121,9 +122,8 @@ impl EventLoop {
             has_shared_subscriptions: true,
             retained_prompts: RetainedPrompts::new(context.config.version),
             homeassistant: context
-                .homeassistant
-                .as_ref()
-                .map(|info| HomeAssistant::new(&context, info, &topics, deletion.exists())),
+                .has_homeassistant
+                .then(|| HomeAssistant::new(&context, &topics, deletion.exists())),
             deletion,
             home: context.home.clone().map(HomeSubscription::new),
             answer_log: AnswerLog::new(file, context.inbox_bytes, Instant::now()),
@@ -183,6 +183,7 @@ impl EventLoop {
             result = next_event(&mut self.connection) => self.on_connection_event(result),
             event = self.active_requests.next() => self.on_prompt_event(event),
             Ok(()) = self.context.reports.changed() => self.publish_telemetry(),
+            Ok(()) = self.context.model.changed() => self.on_model_change(Instant::now()),
             // Published at the beginning of the next step.
             Ok(()) = self.context.answering.changed() => {}
             Some(alert) = self.context.alerts.recv() => self.on_alert(&alert),
@@ -331,8 +332,7 @@ impl EventLoop {
         // Also where the session is resumed: a broker that was restored from a backup has an older session.
         self.subscribe();
         self.publish_availability("online");
-        let info = OutgoingMessage::json(self.topics.info(), self.context.info.clone());
-        self.outbox.push_status(OutgoingMessage { retain: self.has_retained_messages, ..info });
+        self.publish_info();
         self.homeassistant_connected(now);
         self.publish_answering(now);
         self.publish_telemetry();

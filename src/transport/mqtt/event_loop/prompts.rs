@@ -90,7 +90,8 @@ impl EventLoop {
             Ok(_) if !has_space && !is_qos_1 => return self.refuse_at_qos_0(prompt, &route),
             Ok(_) => Work::Ask(String::from_utf8_lossy(&message.payload).into_owned()),
             Err(refusal) => {
-                self.context.local_telemetry.refused();
+                let limit_key = format!("mqtt:{}", client.turn_key());
+                self.context.local_telemetry.refused(Some(&limit_key), &refusal.message);
                 let event = route.error(refusal);
                 Work::Refuse(String::from_utf8_lossy(&json::event(&event)).into_owned())
             }
@@ -111,8 +112,9 @@ impl EventLoop {
         if self.outbox.len() >= OUTBOX_LEN_FOR_REFUSALS {
             return self.drop_at_qos_0(prompt);
         }
-        self.context.local_telemetry.refused();
-        let event = route.error(qos_0_overload());
+        let refusal = qos_0_overload();
+        self.context.local_telemetry.refused(None, &refusal.message);
+        let event = route.error(refusal);
         self.send_event(prompt, route, event);
     }
 

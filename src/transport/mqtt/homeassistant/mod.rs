@@ -14,7 +14,7 @@ mod tests;
 
 pub use entities::SensorPresence;
 
-use super::context::{HomeAssistantInfo, MqttContext};
+use super::context::MqttContext;
 use super::topics::{TopicFilter, Topics};
 use crate::transport::mqtt::message::OutgoingMessage;
 use crate::transport::mqtt::optional_subscription::OptionalSubscription;
@@ -102,17 +102,12 @@ pub(super) enum DescriptionResult {
 
 impl HomeAssistant {
     /// `is_deleted`: the owner deleted the device while an earlier process ran.
-    pub fn new(
-        context: &MqttContext,
-        homeassistant: &HomeAssistantInfo,
-        topics: &Topics,
-        is_deleted: bool,
-    ) -> Self {
+    pub fn new(context: &MqttContext, topics: &Topics, is_deleted: bool) -> Self {
         let (prefix, device) = (&context.config.discovery_prefix, &context.device);
         let device_info = DeviceInfo {
             device: device.clone(),
             topics: topics.clone(),
-            model: homeassistant.model.clone(),
+            model: context.model.borrow().name.clone(),
             threads: context.threads,
         };
         let own_birth = format!("{prefix}/status");
@@ -233,6 +228,17 @@ impl HomeAssistant {
             self.due.get_or_insert(now);
         }
         (self.sensors, self.interval) = (sensors, interval);
+    }
+
+    /// Notes the model that answers now; where it is another one, the description is due.
+    pub fn update_model(&mut self, name: &str, now: Instant) {
+        if self.device.model == name {
+            return;
+        }
+        self.device.model = name.to_owned();
+        if self.is_wanted && !self.is_finished {
+            self.due.get_or_insert(now);
+        }
     }
 
     /// When [`HomeAssistant::next_task`] has something to do.

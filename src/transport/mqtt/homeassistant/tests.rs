@@ -2,6 +2,7 @@ use super::*;
 use crate::protocol::MqttLink;
 use crate::telemetry::Telemetry;
 use crate::transport::Heartbeat;
+use crate::transport::mqtt::PublishedModel;
 use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
@@ -14,13 +15,13 @@ fn with(change: impl FnOnce(&mut MqttContext)) -> HomeAssistant {
         config: crate::config::Mqtt::new("b", 1883),
         device: "cellar".into(),
         state_dir: None,
-        info: vec![],
+        model: watch::channel(PublishedModel { name: "m".into(), info: vec![] }).1,
         max_active: 4,
         parallel: 1,
         inbox_bytes: 0,
         requests: mpsc::channel(1).0,
         commands: mpsc::channel(1).0,
-        homeassistant: None,
+        has_homeassistant: true,
         home: None,
         threads: 4,
         reports: watch::channel(None).1,
@@ -37,7 +38,7 @@ fn with(change: impl FnOnce(&mut MqttContext)) -> HomeAssistant {
     };
     change(&mut context);
     let topics = Topics::new(&context.config.prefix, &context.device);
-    HomeAssistant::new(&context, &HomeAssistantInfo { model: "m".into() }, &topics, false)
+    HomeAssistant::new(&context, &topics, false)
 }
 
 fn discovery() -> HomeAssistant {

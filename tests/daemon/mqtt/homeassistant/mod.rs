@@ -12,7 +12,7 @@ use bitnetd::protocol::{Cpu, Flag, Memory, Method, Reading, Thermal, Throttled, 
 use bitnetd::telemetry::Telemetry;
 use bitnetd::telemetry::sensors::Snapshot;
 use bitnetd::transport::Command;
-use bitnetd::transport::mqtt::{HomeAssistantInfo, MqttContext};
+use bitnetd::transport::mqtt::{MqttContext, PublishedModel};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +24,7 @@ const STATUS: &str = "homeassistant/status";
 /// A transport that describes itself to Home Assistant, with these sensor readings.
 fn harness_with_sensors(config: Mqtt, counters: Arc<Telemetry>) -> Harness {
     Harness::with(config, |context: &mut MqttContext| {
-        context.homeassistant = Some(HomeAssistantInfo { model: "home-intents".into() });
+        context.has_homeassistant = true;
         context.local_telemetry = counters;
     })
 }
@@ -250,6 +250,23 @@ async fn a_birth_brings_the_description_again_and_a_report_with_it() {
     assert!(reports.text().await.contains("\"uptime_s\""));
 }
 
+#[tokio::test]
+async fn another_model_is_published_at_once_as_information_and_as_that_of_the_device() {
+    let broker = Mosquitto::start().await;
+    let harness = open(&broker, bare()).await;
+    let mut descriptions = Client::listening(&broker, "homeassistant/device/+/config").await;
+    let mut info = Client::listening(&broker, "bitnetd/cellar/info").await;
+    let model = async |client: &mut Client| -> Value {
+        let description: Value = serde_json::from_slice(&client.next().await.payload).expect("JSON");
+        description["device"]["model"].clone()
+    };
+    assert_eq!(model(&mut descriptions).await, "home-intents");
+    assert_eq!(&info.next().await.payload[..], br#"{"version":"test"}"#);
+    harness.model.send_replace(PublishedModel { name: "words".into(), info: b"{}".to_vec() });
+    assert_eq!(&info.next().await.payload[..], b"{}");
+    assert_eq!(model(&mut descriptions).await, "words");
+}
+
 /// What the next process finds is what a file in its state folder says.
 #[tokio::test]
 async fn a_device_that_the_owner_deleted_stays_deleted_until_discovery_is_switched_off_and_on() {
@@ -258,7 +275,7 @@ async fn a_device_that_the_owner_deleted_stays_deleted_until_discovery_is_switch
             (Mosquitto::start().await, tempfile::TempDir::with_prefix("bitnetd-").expect("a folder"));
         let start = |discovery| {
             Harness::with(Mqtt { discovery, version, ..config(broker.port) }, |context| {
-                context.homeassistant = Some(HomeAssistantInfo { model: "home-intents".into() });
+                context.has_homeassistant = true;
                 context.state_dir = Some(folder.path().to_owned());
             })
         };

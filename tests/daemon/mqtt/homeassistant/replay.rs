@@ -5,7 +5,6 @@ use crate::mqtt::harness::{Client, Harness, answer, config, prompt};
 use crate::support::broker::Mosquitto;
 use bitnetd::config::Mqtt;
 use bitnetd::transport::Command;
-use bitnetd::transport::mqtt::HomeAssistantInfo;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::path::Path;
@@ -33,7 +32,7 @@ fn recorded(name: &str) -> Vec<Recorded> {
 /// A device as the recorded one was, and a client that sees what it publishes on these topics.
 async fn device(broker: &Mosquitto, filter: &str) -> (Harness, Client) {
     let mut harness = Harness::with(Mqtt { keep_last: true, ..config(broker.port) }, |context| {
-        context.homeassistant = Some(HomeAssistantInfo { model: "home-intents".into() });
+        context.has_homeassistant = true;
         context.threads = 2;
     });
     harness.until(|state| state.subscribed && state.outbox == 0).await;

@@ -1,0 +1,181 @@
+//! Which model answers, and whether it fits: it is mapped and its memory is planned before anything of it is loaded.
+//!
+//! Deliberately knows no queue and no thread; `model_swap` and the worker load what is planned here.
+
+use super::DaemonError;
+use super::memory_plan::{ClientMemory, MemoryBudget, MemoryPlan, ServedOverTcp};
+use crate::config::{self, Config, Head, I2sLayout, KvCachePrecision, Profile};
+use crate::engine::description::ModelDescription;
+use crate::engine::error::LoadError;
+use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
+use crate::engine::tokenizer::{ChatTemplate, LocalClock};
+use crate::engine::{Engine, ModelFile, Source};
+use crate::guard::filter::Filter;
+use crate::protocol::api::ModelCard;
+use log::error;
+use std::time::SystemTime;
+
+/// A model that is mapped and planned. Nothing of it is loaded yet.
+pub(super) struct PlannedModel {
+    /// The settings that it was opened with.
+    pub settings: config::Model,
+    pub file: ModelFile,
+    pub plan: MemoryPlan,
+}
+
+impl PlannedModel {
+    /// What clients see of it.
+    pub fn card(&self) -> Result<ModelCard, DaemonError> {
+        let description = self.file.description().map_err(DaemonError::Model)?;
+        let ModelDescription { name, architecture, parameters, weight_type, bytes, digest, template, .. } =
+            description;
+        let changed = self.file.path().and_then(|path| path.metadata().ok()?.modified().ok());
+        Ok(ModelCard {
+            name,
+            architecture,
+            parameters,
+            quantization: weight_type.to_owned(),
+            bytes,
+            digest,
+            modified: changed.unwrap_or_else(SystemTime::now),
+            context: self.plan.context as u32,
+            template,
+        })
+    }
+
+    /// Its place and size, for systemd's status while it loads.
+    pub fn description(&self) -> String {
+        let mebibytes = self.plan.footprint.mapped.div_ceil(1 << 20);
+        format!("{} ({mebibytes} MiB)", self.settings.place())
+    }
+}
+
+/// What is known of the engine once the model is loaded.
+#[derive(Debug, Clone)]
+pub(super) struct EngineInfo {
+    pub model: String,
+    pub architecture: String,
+    pub kernel: &'static str,
+    /// Defects of the model's file, and how they were worked around.
+    pub notes: Vec<String>,
+}
+
+impl EngineInfo {
+    pub fn of(engine: &Engine) -> Self {
+        EngineInfo {
+            model: engine.name().to_owned(),
+            architecture: engine.model().shape().arch.clone(),
+            kernel: engine.model().kernels().name(),
+            notes: engine.notes().to_vec(),
+        }
+    }
+}
+
+/// Maps the configured model; nothing is loaded yet.
+pub fn open_model(config: &Config) -> Result<ModelFile, DaemonError> {
+    open(&config.model).map_err(DaemonError::Model)
+}
+
+/// Maps the model of these settings.
+pub(super) fn open(settings: &config::Model) -> Result<ModelFile, LoadError> {
+    let source = settings.path.clone().map_or(Source::BuiltIn, Source::File);
+    let layout = settings.i2s_layout.map(|layout| match layout {
+        I2sLayout::Blocks128 => Layout::Blocks128,
+        I2sLayout::Blocks64 => Layout::Blocks64,
+        I2sLayout::Rows4 => Layout::Rows4,
+    });
+    let head = settings.head.map(|head| match head {
+        Head::F16 => HeadFormat::File,
+        Head::Q8 => HeadFormat::Q8,
+        Head::Q6K => HeadFormat::Q6K,
+        Head::Shortlist => HeadFormat::Shortlist,
+    });
+    let cache = match settings.kv_cache {
+        KvCachePrecision::F16 => KvCacheFormat::F16,
+        KvCachePrecision::Int8 => KvCacheFormat::Int8,
+    };
+    let file = ModelFile::open(&source, layout)
+        .and_then(|file| file.with_head(head))
+        .and_then(|file| file.with_cache(cache))?;
+    let template = settings.chat_template.as_deref().map(ChatTemplate::of_setting).transpose()?;
+    Ok(file.with_template(template.unwrap_or_default()).with_clock(LocalClock::new(jiff::ZonedDateTime::now)))
+}
+
+/// Maps the configured model and plans its memory; nothing is loaded yet. `serves`: which clients there
+/// will be besides those of the socket; `filter`: that of prompts and answers.
+pub fn plan(
+    config: &Config,
+    serves: ServedOverTcp,
+    filter: Option<&Filter>,
+) -> Result<(ModelFile, MemoryPlan), DaemonError> {
+    let clients = ClientMemory::of(config, serves).with_filter(filter, config);
+    planned(config, clients).map(|PlannedModel { file, plan, .. }| (file, plan))
+}
+
+/// The configured model beside these clients.
+fn planned(config: &Config, clients: ClientMemory) -> Result<PlannedModel, DaemonError> {
+    let file = open_model(config)?;
+    let footprint = file.footprint();
+    let allowed = MemoryBudget::of_config(config);
+    let most_context = config.profile.map_or(usize::MAX, Profile::most_context);
+    let most_parallel = config.profile.map_or(usize::MAX, Profile::most_parallel);
+    let plan = |parallel| {
+        let own_context = file.shape().context.min(most_context);
+        MemoryPlan::make(&footprint, own_context, config.model.context, parallel, clients, allowed)
+    };
+    let plan = plan(config.budget.parallel).and_then(|automatic| {
+        let is_too_many = config.budget.parallel.is_none() && automatic.parallel > most_parallel;
+        if is_too_many { plan(Some(most_parallel)) } else { Ok(automatic) }
+    });
+    let plan = plan.map_err(DaemonError::Budget)?;
+    Ok(PlannedModel { settings: config.model.clone(), file, plan })
+}
+
+/// The model of a start, and whether it is the fallback. The error is that of the configured model, where the fallback cannot be
+/// used either.
+pub(super) fn choose(
+    config: &Config,
+    serves: ServedOverTcp,
+    filter: Option<&Filter>,
+) -> Result<(PlannedModel, bool), DaemonError> {
+    let clients = ClientMemory::of(config, serves).with_filter(filter, config);
+    planned(config, clients)
+        .map(|model| (model, false))
+        .or_else(|error| fallback(config, serves, filter, error).map(|model| (model, true)))
+}
+
+/// The fallback, after the configured model could not be used because of `error`, which is returned where there is none.
+pub(super) fn fallback(
+    config: &Config,
+    serves: ServedOverTcp,
+    filter: Option<&Filter>,
+    error: DaemonError,
+) -> Result<PlannedModel, DaemonError> {
+    let Some(settings) = config.model.fallback() else { return Err(error) };
+    let place = settings.place();
+    let config = Config { model: settings, ..config.clone() };
+    let clients = ClientMemory::of(&config, serves).with_filter(filter, &config);
+    match planned(&config, clients) {
+        Ok(model) => {
+            error!("model.path cannot be used: {error}; answering with model.fallback, {place}");
+            Ok(model)
+        }
+        Err(second) => {
+            error!("model.fallback, {place}, cannot be used either: {second}");
+            Err(error)
+        }
+    }
+}
+
+/// The configured model, to be loaded in the place of a running one. What clients were promised by the `running` plan stays: the
+/// longest body of a call over HTTP cannot change while calls are read.
+pub(super) fn plan_successor(
+    config: &Config,
+    serves: ServedOverTcp,
+    filter: Option<&Filter>,
+    running: &MemoryPlan,
+) -> Result<PlannedModel, DaemonError> {
+    let http = running.clients.http;
+    let clients = ClientMemory::of(config, serves).with_filter(filter, config);
+    planned(config, ClientMemory { http, http_least: http, ..clients })
+}
