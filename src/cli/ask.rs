@@ -3,6 +3,7 @@
 //! Plain blocking I/O. Ctrl-C ends the process, which closes the connection and so cancels the request.
 //! Deliberately knows no engine.
 
+use super::activity::Activity;
 use super::daemon_socket::{connection_lost, default_socket, no_daemon, not_bitnetd};
 use super::prompt_args::PromptArgs;
 use super::sampling_args::SamplingArgs;
@@ -56,6 +57,7 @@ pub(super) fn run(args: Ask) -> Result<(), Failure> {
     // A daemon that refuses the connection may have closed it already; its error event can still be read.
     let _ = stream.write_all(&request(&args, &prompt, schema));
     let mut printer = Printer {
+        activity: Some(Activity::begin("waiting for the answer")),
         out: io::stdout().lock(),
         json: args.json,
         is_terminal: io::stdout().is_terminal(),
@@ -123,6 +125,7 @@ fn read_events(
             Ok(length) if length > 0 => {}
             _ => return Err(printer.fail_on_new_line(connection_lost(path))),
         }
+        printer.activity = None;
         let Ok(event) = serde_json::from_str(&line) else {
             return Err(printer.fail_on_new_line(not_bitnetd(path)));
         };
@@ -142,6 +145,8 @@ fn read_events(
 
 /// Writes events to standard output, as text or as JSON.
 struct Printer<W> {
+    /// Shown until the first event.
+    activity: Option<Activity>,
     out: W,
     json: bool,
     /// Whether control characters must be escaped.
@@ -204,8 +209,14 @@ mod tests {
         {\"event\":\"done\",\"id\":\"a\",\"text\":\"two words\",\"cached\":false}\n";
 
     fn conversation(events: &str, json: bool) -> (String, Result<(), Failure>) {
-        let mut printer =
-            Printer { out: Vec::new(), json, is_terminal: false, printed: None, max_tokens: Some(2) };
+        let mut printer = Printer {
+            activity: None,
+            out: Vec::new(),
+            json,
+            is_terminal: false,
+            printed: None,
+            max_tokens: Some(2),
+        };
         let ended = match read_events(events.as_bytes(), &mut printer, Path::new("/s")) {
             Ok(()) => Ok(()),
             Err(StreamEnd::Failed(failure)) => Err(failure),
@@ -290,8 +301,14 @@ mod tests {
     fn output_that_nobody_reads_is_no_failure() {
         let (reader, out) = std::io::pipe().expect("two descriptors");
         drop(reader);
-        let mut printer =
-            Printer { out, json: false, is_terminal: false, printed: None, max_tokens: Some(2) };
+        let mut printer = Printer {
+            activity: None,
+            out,
+            json: false,
+            is_terminal: false,
+            printed: None,
+            max_tokens: Some(2),
+        };
         let ended = read_events(ANSWER.as_bytes(), &mut printer, Path::new("/s"));
         assert!(matches!(ended, Err(StreamEnd::Unread)));
     }

@@ -1,5 +1,6 @@
 //! `bitnetd generate`: one answer in this process. Deliberately uses no daemon and no configuration.
 
+use super::activity::Activity;
 use super::model_args::ModelArgs;
 use super::prompt_args::PromptArgs;
 use super::sampling_args::SamplingArgs;
@@ -80,16 +81,22 @@ pub(super) fn run(args: Generate) -> Result<(), Failure> {
     // One answer is short enough for an f32 cache.
     let mut session = args.model.exact_session(&engine, wanted.min(engine.model().shape().context));
     let mut stuck = None;
+    let what = if args.json { "answering" } else { "reading the prompt" };
+    let mut activity = Some(Activity::begin(what));
     let answer = session.generate(&prompt, &options, |step| match step {
-        Step::Token(text) if !args.json => print(text.as_bytes()).map_or_else(
-            |failure| {
-                stuck = Some(failure);
-                ControlFlow::Break(())
-            },
-            ControlFlow::Continue,
-        ),
+        Step::Token(text) if !args.json => {
+            activity = None;
+            print(text.as_bytes()).map_or_else(
+                |failure| {
+                    stuck = Some(failure);
+                    ControlFlow::Break(())
+                },
+                ControlFlow::Continue,
+            )
+        }
         _ => ControlFlow::Continue(()),
     });
+    drop(activity);
     let answer = answer.map_err(refused)?;
     engine.check_files()?;
     match stuck {

@@ -2,6 +2,7 @@
 //!
 //! Deliberately never exits the process: a command returns, and `main` sets the exit code.
 
+mod activity;
 mod ask;
 mod board_fit;
 mod chat;

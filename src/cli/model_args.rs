@@ -1,6 +1,7 @@
 //! The arguments that choose and load a model, shared by the commands that run one in their own process.
 //! Deliberately knows no command.
 
+use super::activity::Activity;
 use super::{Failure, host};
 use crate::engine::model::{HeadFormat, KvCacheFormat, Layout};
 use crate::engine::session::Session;
@@ -62,6 +63,7 @@ impl ModelArgs {
     /// Maps and checks the model.
     pub fn open(&self) -> Result<ModelFile, Failure> {
         let source = self.model.clone().map_or(Source::BuiltIn, Source::File);
+        let _activity = Activity::begin("reading the model's file");
         self.apply_settings(ModelFile::open(&source, Layout::by_name(&self.i2s_layout))?)
     }
 
@@ -81,6 +83,7 @@ impl ModelArgs {
 
     /// Loads a model that is mapped. Binds the calling thread, which will compute, to the big processors.
     pub fn load_file(&self, file: ModelFile) -> Result<Engine, Failure> {
+        let _activity = Activity::begin("loading the model");
         let options = self.options();
         thread_pool::pin_to(&host::host().keep_to(options.threads));
         let engine = file.load(&options)?;

@@ -63,7 +63,7 @@ pub const MAY_BE_UNSAFE: &[&str] = &[
 
 /// Libraries that one part of the program uses alone, so that they can be replaced, and that part.
 pub const LIBRARY_USERS: &[(&[&str], &[&str])] = &[
-    (&["rumqttc"], &["transport/mqtt/client"]),
+    (&["rumqttc"], &["transport/mqtt/client", "cli/demo"]),
     (&["rustls", "rustls_native_certs"], &["transport/mqtt/client", "cli/pull/tls"]),
     (&["ureq"], &["cli/pull"]),
     (&["rustyline"], &["cli/chat"]),

@@ -2,6 +2,7 @@
 //! fast it is, and what would help. Deliberately knows no form of output but its own lines.
 
 use super::advice::{Advice, AdviceFacts, ContextFacts, HeadSizes, MEMORY_BOUND_SHARE, advice};
+use crate::cli::activity::Activity;
 use crate::cli::board_fit::BoardFit;
 use crate::cli::tools::bench::{DecodeSpeed, decode_speed};
 use crate::cli::{Failure, host};
@@ -208,7 +209,10 @@ struct Judge<'j> {
 impl Judge<'_> {
     fn judge(&self, file: String, model: ModelFile) -> Result<ModelJudgement, Failure> {
         let (name, boards, head, sizes) = (name(&model), boards(&model), model.head(), head_sizes(&model));
+        let activity = Activity::begin("loading the model");
         let engine = self.load(model)?;
+        drop(activity);
+        let _activity = Activity::begin("measuring its speed");
         let root = Path::new("/");
         let mut sensors = Sensors::new(root);
         sensors.read(Instant::now());

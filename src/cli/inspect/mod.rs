@@ -6,6 +6,7 @@ mod render;
 use super::board_fit::BoardFit;
 use super::model_args::{cache_arg, head_arg, layout_arg};
 use super::{Failure, host, print};
+use crate::cli::activity::Activity;
 use crate::engine::error::LoadError;
 use crate::engine::gguf::{FileMap, Gguf, MetadataValue, STRING};
 use crate::engine::layout_detect::{LayoutScore, choose_layout};
@@ -197,6 +198,7 @@ pub(super) fn run(args: Inspect) -> Result<(), Failure> {
 }
 
 fn open(args: &Inspect, source: &Source) -> Result<ModelFile, LoadError> {
+    let _activity = Activity::begin("reading the file");
     let file = ModelFile::open(source, Layout::by_name(&args.i2s_layout))?;
     let template = args.chat_template.as_deref().map(ChatTemplate::of_setting).transpose()?;
     let file = file.with_template(template.unwrap_or_default()).with_head(HeadFormat::by_name(&args.head))?;

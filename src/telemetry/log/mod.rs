@@ -254,10 +254,10 @@ mod tests {
     fn libraries_are_not_logged_below_warn_unless_everything_is() {
         assert!(is_enabled("bitnetd::daemon", Level::Debug, LevelFilter::Debug));
         assert!(!is_enabled("bitnetd::daemon", Level::Debug, LevelFilter::Info));
-        assert!(!is_enabled("mqtt5::broker", Level::Debug, LevelFilter::Debug));
+        assert!(!is_enabled("hyper::proto", Level::Debug, LevelFilter::Debug));
         assert!(!is_enabled("bitnetd_not_ours", Level::Info, LevelFilter::Info));
-        assert!(is_enabled("mqtt5::broker", Level::Warn, LevelFilter::Info));
-        assert!(is_enabled("mqtt5::broker", Level::Trace, LevelFilter::Trace));
+        assert!(is_enabled("hyper::proto", Level::Warn, LevelFilter::Info));
+        assert!(is_enabled("hyper::proto", Level::Trace, LevelFilter::Trace));
     }
 
     #[test]

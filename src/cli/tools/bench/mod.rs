@@ -11,6 +11,7 @@ mod report;
 mod speculation;
 mod texts;
 
+use crate::cli::activity::Activity;
 use crate::cli::model_args::ModelArgs;
 use crate::cli::{Failure, host, print};
 use crate::engine::session::{Answer, GenerateOptions, Session, Step};
@@ -102,7 +103,9 @@ pub(in crate::cli) fn run(args: Bench) -> Result<(), Failure> {
         return own_prompts::run(&args.model, bench);
     }
     let engine = load(&args)?;
+    let activity = Activity::begin("measuring");
     let measured = measure(&engine, &args)?;
+    drop(activity);
     engine.check_files()?;
     let message = report(&engine, &args, measured);
     match args.json {

@@ -2,6 +2,7 @@
 
 mod cases;
 
+use crate::cli::activity::Activity;
 use crate::cli::model_args::ModelArgs;
 use crate::cli::{Failure, print};
 use crate::engine::Engine;
@@ -83,7 +84,9 @@ pub(in crate::cli) fn run(args: Eval) -> Result<(), Failure> {
     let engine = args.model.load_file(file)?;
     let mut evaluation = Evaluation::new(&engine, &args.model);
     let began = Instant::now();
+    let activity = Activity::begin(format!("answering {} cases", cases.len()));
     let results: Vec<CaseResult> = cases.into_iter().map(|case| evaluation.judge(case)).collect();
+    drop(activity);
     engine.check_files()?;
     let mut kinds = BTreeMap::<JudgeKind, Score>::new();
     for result in &results {

@@ -4,16 +4,19 @@
 //! Nothing is simulated: the broker speaks MQTT 5 over loopback TCP, the daemon is the one of `bitnetd serve`, and
 //! the prompts go through its topics and its socket. Deliberately reads no configuration.
 
+mod broker;
+
 use super::serve::block_on;
 use super::{Failure, host, print};
 use crate::config::{Config, Level, Mqtt};
 use crate::protocol::text::escaped_json;
 use crate::{daemon, telemetry};
-use mqtt5::broker::config::{StorageBackend, StorageConfig};
-use mqtt5::broker::{BrokerConfig, MqttBroker};
-use mqtt5::{MqttClient, PublishOptions, QoS};
+use broker::LoopbackBroker;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::PublishProperties;
+use rumqttc::v5::{AsyncClient, Event, EventLoop, Incoming, MqttOptions};
 use serde::Deserialize;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -65,8 +68,12 @@ pub(super) fn run(_: Demo) -> Result<(), Failure> {
 }
 
 async fn run_demo(folder: &Path) -> Result<(), Failure> {
+    let broker = LoopbackBroker::listen()
+        .await
+        .map_err(|error| Failure::system(format!("the demo's broker cannot be started: {error}")))?;
+    let address = broker.address;
     let mut broker_task = JoinSet::new();
-    let address = start_broker(&mut broker_task).await?;
+    broker_task.spawn(broker.run());
     let config = config(folder, address);
     write_out(&format!(
         "bitnetd {} demo\n  broker  {address} (MQTT 5, this process only)\n  socket  {}\n  model   built in: home-intents\n\n",
@@ -99,37 +106,16 @@ fn config(folder: &Path, broker: SocketAddr) -> Config {
     config
 }
 
-async fn start_broker(tasks: &mut JoinSet<()>) -> Result<SocketAddr, Failure> {
-    let failed = |reason: String| Failure::system(format!("the demo's broker cannot be started: {reason}"));
-    let memory = StorageConfig::new().with_backend(StorageBackend::Memory).with_persistence(false);
-    let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let config =
-        BrokerConfig { storage_config: memory, ..BrokerConfig::default() }.with_bind_address(any_port);
-    let mut broker = MqttBroker::with_config(config).await.map_err(|error| failed(error.to_string()))?;
-    let address = broker.local_addr().ok_or_else(|| failed("it has no address".into()))?;
-    tasks.spawn(async move {
-        if let Err(error) = broker.run().await {
-            log::error!("the demo's broker ended: {error}");
-        }
-    });
-    Ok(address)
-}
-
 async fn ask_all(config: &Config, broker: SocketAddr) -> Result<(), Failure> {
-    let failed = |error: mqtt5::MqttError| Failure::system(format!("the demo's MQTT client: {error}"));
-    let client = MqttClient::new("bitnetd-demo-client");
-    client.connect(&format!("mqtt://{broker}")).await.map_err(failed)?;
+    let mut client = DemoClient::connect(broker);
     // A prompt that is published before the daemon has subscribed is lost.
-    let mut availability = subscribe(&client, "bitnetd/demo/availability").await.map_err(failed)?;
-    while next(&mut availability).await? != b"online" {}
-    let mut replies = subscribe(&client, "demo/reply").await.map_err(failed)?;
+    client.subscribe("bitnetd/demo/availability").await?;
+    while client.next("bitnetd/demo/availability").await? != b"online" {}
+    client.subscribe("demo/reply").await?;
     for prompt in MQTT_PROMPTS {
         write_out(&format!("MQTT    bitnetd/demo/prompt <- {prompt}\n        demo/reply          -> "))?;
-        let mut options = PublishOptions { qos: QoS::AtLeastOnce, ..PublishOptions::default() };
-        options.properties.response_topic = Some("demo/reply".into());
-        options.properties.correlation_data = Some(prompt.as_bytes().to_vec());
-        client.publish_with_options("bitnetd/demo/prompt", request(prompt), options).await.map_err(failed)?;
-        while !print_event(&next(&mut replies).await?)? {}
+        client.ask("bitnetd/demo/prompt", "demo/reply", prompt).await?;
+        while !print_event(&client.next("demo/reply").await?)? {}
     }
     let mut socket = Socket::connect(&config.socket.path).await?;
     for prompt in SOCKET_PROMPTS {
@@ -138,30 +124,75 @@ async fn ask_all(config: &Config, broker: SocketAddr) -> Result<(), Failure> {
         while !print_event(&socket.read().await?)? {}
     }
     // Subscribed after the prompts, so that the report counts them.
-    let mut reports = subscribe(&client, "bitnetd/demo/telemetry").await.map_err(failed)?;
-    let report = next(&mut reports).await?;
+    client.subscribe("bitnetd/demo/telemetry").await?;
+    let report = client.next("bitnetd/demo/telemetry").await?;
     write_out("telemetry  bitnetd/demo/telemetry\n")?;
-    write_out(&pretty(&report))?;
-    // The broker ends with this process, so a failure to disconnect does not matter.
-    let _ = client.disconnect().await;
-    Ok(())
+    write_out(&pretty(&report))
 }
 
-async fn subscribe(client: &MqttClient, topic: &str) -> mqtt5::Result<mpsc::Receiver<Vec<u8>>> {
-    let (sender, receiver) = mpsc::channel(EVENT_BUFFER);
-    let hand_on = move |message: mqtt5::Message| {
-        // A dropped event would end in the timeout.
-        let _ = sender.try_send(message.payload);
-    };
-    client.subscribe(topic, hand_on).await?;
-    Ok(receiver)
+/// The demo's own client of the broker. It ends with the process.
+struct DemoClient {
+    client: AsyncClient,
+    /// The topics and payloads of all messages that it has subscribed to.
+    messages: mpsc::Receiver<(Vec<u8>, Vec<u8>)>,
+    _connection: JoinSet<()>,
 }
 
-async fn next(events: &mut mpsc::Receiver<Vec<u8>>) -> Result<Vec<u8>, Failure> {
-    match timeout(EVENT_TIMEOUT, events.recv()).await {
-        Ok(Some(event)) => Ok(event),
-        _ => Err(Failure::system("no event came over MQTT; run with a release build, or report this")),
+impl DemoClient {
+    fn connect(broker: SocketAddr) -> Self {
+        let options = MqttOptions::new("bitnetd-demo-client", broker.ip().to_string(), broker.port());
+        let (client, eventloop) = AsyncClient::new(options, EVENT_BUFFER);
+        let (sender, messages) = mpsc::channel(EVENT_BUFFER);
+        let mut connection = JoinSet::new();
+        connection.spawn(receive(eventloop, sender));
+        DemoClient { client, messages, _connection: connection }
     }
+
+    async fn subscribe(&self, topic: &str) -> Result<(), Failure> {
+        self.client.subscribe(topic, QoS::AtLeastOnce).await.map_err(client_failed)
+    }
+
+    async fn ask(&self, topic: &str, reply: &str, prompt: &str) -> Result<(), Failure> {
+        let properties = PublishProperties {
+            response_topic: Some(reply.into()),
+            correlation_data: Some(prompt.as_bytes().to_vec().into()),
+            ..PublishProperties::default()
+        };
+        let published =
+            self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, request(prompt), properties);
+        published.await.map_err(client_failed)
+    }
+
+    /// The next message on a topic; those on others are skipped.
+    async fn next(&mut self, wanted: &str) -> Result<Vec<u8>, Failure> {
+        let wanted = async {
+            while let Some((topic, payload)) = self.messages.recv().await {
+                if topic == wanted.as_bytes() {
+                    return Some(payload);
+                }
+            }
+            None
+        };
+        match timeout(EVENT_TIMEOUT, wanted).await {
+            Ok(Some(payload)) => Ok(payload),
+            _ => Err(Failure::system("no event came over MQTT; run with a release build, or report this")),
+        }
+    }
+}
+
+/// Passes messages on until the connection ends.
+async fn receive(mut eventloop: EventLoop, sender: mpsc::Sender<(Vec<u8>, Vec<u8>)>) {
+    while let Ok(event) = eventloop.poll().await {
+        if let Event::Incoming(Incoming::Publish(message)) = event
+            && sender.send((message.topic.to_vec(), message.payload.to_vec())).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn client_failed(error: rumqttc::v5::ClientError) -> Failure {
+    Failure::system(format!("the demo's MQTT client: {error}"))
 }
 
 struct Socket {
