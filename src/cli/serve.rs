@@ -37,11 +37,11 @@ pub(super) fn run(args: Serve) -> Result<(), Failure> {
     ended.map_err(|error| with_sandbox(error.into(), model.as_deref()))
 }
 
-/// Under systemd a model may be out of sight although it is there.
+/// Under systemd a model may be out of sight although it is there, or be readable by others only.
 fn with_sandbox(failure: Failure, model: Option<&Path>) -> Failure {
     let is_service = std::env::var_os("INVOCATION_ID").is_some();
-    let hidden = model.filter(|_| failure.code == 3 && is_service).and_then(unit_sandbox::hidden);
-    match hidden {
+    let Some(model) = model.filter(|_| failure.code == 3 && is_service) else { return failure };
+    match unit_sandbox::hidden(model).or_else(|| unit_sandbox::unreadable(model)) {
         Some(why) => Failure { message: format!("{}; {why}", failure.message), ..failure },
         None => failure,
     }

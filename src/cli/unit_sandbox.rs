@@ -1,5 +1,7 @@
-//! Which folders the service does not see: systemd/bitnetd.service hides them. Deliberately opens nothing.
+//! Which files the service does not see or cannot read: systemd/bitnetd.service hides folders and runs it as a user of its own.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Folders of people, which `ProtectHome=yes` hides, and those that `PrivateTmp=yes` replaces by others.
@@ -17,6 +19,19 @@ pub(super) fn hidden(path: &Path) -> Option<String> {
     Some(format!("{setting} of bitnetd.service hides {folder} from the service; move it to /var/lib/bitnetd"))
 }
 
+/// Why this process, which is the service, may not read a file, and what to do; `None` where it may, or where something else is
+/// wrong.
+pub(super) fn unreadable(path: &Path) -> Option<String> {
+    let error = File::open(path).err()?;
+    (error.kind() == ErrorKind::PermissionDenied).then(|| {
+        let path = path.display();
+        format!(
+            "the service runs as the user bitnetd, which may not read it: sudo chgrp bitnetd {path} && sudo chmod g+r {path}, \
+             and its folders need g+x"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -27,5 +42,19 @@ mod tests {
         assert!(of("/home/pi/model.gguf").is_some_and(|text| text.starts_with("ProtectHome=yes")));
         assert!(of("/tmp/model.gguf").is_some_and(|text| text.starts_with("PrivateTmp=yes")));
         assert_eq!([of("/var/lib/bitnetd/model.gguf"), of("/homes/a"), of("model.gguf")], [None, None, None]);
+    }
+
+    /// Root may read everything.
+    #[test]
+    fn a_file_that_only_others_may_read_is_named_with_the_way_out() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::TempDir::with_prefix("bitnetd-").expect("a temporary folder");
+        let path = folder.path().join("model.gguf");
+        assert_eq!(unreadable(&path), None, "it is missing, which is another matter");
+        std::fs::write(&path, "GGUF").expect("a temporary folder");
+        assert_eq!(unreadable(&path), None);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o200)).expect("our own");
+        let is_root = rustix::process::geteuid().is_root();
+        assert_eq!(unreadable(&path).is_some_and(|text| text.contains("chgrp bitnetd")), !is_root);
     }
 }
