@@ -29,12 +29,8 @@ pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
     let wrong = |error: String| Failure::usage(format!("{}: {error}", args.file.display()));
     config.home.file.as_deref().map(home::file::load).transpose().map_err(wrong)?;
     config.guard.filter_file.as_deref().map(guard::filter::load).transpose().map_err(wrong)?;
-    let fallback = match &config.model.fallback {
-        Some(FallbackModel::File(path)) => Some(path.as_path()),
-        Some(FallbackModel::BuiltIn) | None => None,
-    };
-    for (key, path) in [("model.path", config.model.path.as_deref()), ("model.fallback", fallback)] {
-        path.map(|path| readable(key, path)).transpose().map_err(wrong)?;
+    for (key, path) in [("model.path", &config.model.path), ("model.fallback", &fallback_file(&config))] {
+        path.as_deref().map(|path| readable(key, path)).transpose().map_err(wrong)?;
     }
     if !args.explain {
         let notes: String = notes(&config).iter().map(|note| format!("note: {note}\n")).collect();
@@ -43,6 +39,14 @@ pub(super) fn run(args: CheckConfig) -> Result<(), Failure> {
     let text = config::read_text(&args.file)
         .map_err(|why| Failure::usage(format!("{}: {why}", args.file.display())))?;
     print(for_terminal(&explain(&config, &text)).as_bytes())
+}
+
+/// The file of the fallback, where it is one.
+fn fallback_file(config: &Config) -> Option<PathBuf> {
+    match &config.model.fallback {
+        Some(FallbackModel::File(path)) => Some(path.clone()),
+        Some(FallbackModel::BuiltIn) | None => None,
+    }
 }
 
 /// Whether the model's file that `key` names is there and this user may read it. What is in it is a question for `inspect`.
@@ -65,6 +69,7 @@ fn notes(config: &Config) -> Vec<String> {
     let secrets = [("http.token_file", &config.http.token_file), ("mqtt.password_file", &password)];
     let others = [
         ("model.path", &config.model.path),
+        ("model.fallback", &fallback_file(config)),
         ("home.file", &config.home.file),
         ("guard.filter_file", &config.guard.filter_file),
         ("telemetry.textfile", &config.telemetry.textfile),

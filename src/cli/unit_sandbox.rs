@@ -22,13 +22,16 @@ pub(super) fn hidden(path: &Path) -> Option<String> {
 /// Why this process, which is the service, may not read a file, and what to do; `None` where it may, or where something else is
 /// wrong.
 pub(super) fn unreadable(path: &Path) -> Option<String> {
-    let error = File::open(path).err()?;
+    // Before it is opened: to open a pipe waits for its other end.
+    let error = match path.metadata() {
+        Ok(metadata) if !metadata.is_file() => return None,
+        Ok(_) => File::open(path).err()?,
+        Err(error) => error,
+    };
     (error.kind() == ErrorKind::PermissionDenied).then(|| {
-        let path = path.display();
-        format!(
-            "the service runs as the user bitnetd, which may not read it: sudo chgrp bitnetd {path} && sudo chmod g+r {path}, \
-             and its folders need g+x"
-        )
+        "the service runs with a user of its own, whose group is bitnetd, and may not read it: give the file that group and \
+         `chmod g+r`, and its folders `chmod g+x`"
+            .to_owned()
     })
 }
 
@@ -55,6 +58,6 @@ mod tests {
         assert_eq!(unreadable(&path), None);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o200)).expect("our own");
         let is_root = rustix::process::geteuid().is_root();
-        assert_eq!(unreadable(&path).is_some_and(|text| text.contains("chgrp bitnetd")), !is_root);
+        assert_eq!(unreadable(&path).is_some_and(|text| text.contains("group is bitnetd")), !is_root);
     }
 }

@@ -118,6 +118,9 @@ impl LocalInterfaces {
     /// Ends them before the model was loaded: clients that wait are refused with `shutting_down`.
     pub async fn close(mut self, stop: &StopTokens) {
         stop.draining.cancel();
+        // Those who wait for a reload learn that the daemon stops.
+        self.reload_requests.close();
+        while self.reload_requests.try_recv().is_ok() {}
         self.requests.close();
         while let Ok(inbound) = self.requests.try_recv() {
             inbound.reply.refuse(Refusal::shutting_down());

@@ -140,7 +140,7 @@ pub async fn run(
     let telemetry = Arc::new(configured_telemetry(&config, &plan));
     let history = HistoryKeeper::begin(&config, &telemetry);
     let stop = StopTokens { draining: stop, close: CancellationToken::new() };
-    let served = ServedModel::new(model.card()?, &model.settings, &config);
+    let served = ServedModel::new(model.card.clone(), &model.settings, &config);
     let listeners = Listeners::open(passed, &config)?;
     let interfaces =
         LocalInterfaces::start(listeners, &config, plan.body_bytes(), &served, &telemetry, &stop);
@@ -159,7 +159,7 @@ pub async fn run(
         sensors: Arc::clone(&sensors),
         budget: config.budget.clone(),
         disk_bytes: config.cache.disk_bytes,
-        model: WorkerModel::new(model.settings.clone(), plan.clone()),
+        model: WorkerModel::new(model.settings.clone(), plan.clone(), model.card.clone()),
     };
     let loads = model.description();
     let first = LoadedModel { plan, is_fallback };
@@ -183,7 +183,7 @@ pub async fn run(
     let threads = daemon.settings.running.budget.threads;
     info!("ready: {model} on {kernel}, threads: {threads}, {}", interfaces.addresses);
     let outcome = daemon.serve(interfaces, signals, thread.ended, ready).await;
-    outcome.and(join_worker(thread.handle).await)
+    outcome.and(join_worker(thread.handle, &daemon.queue).await)
 }
 
 /// The worker with a model that is loaded.
@@ -208,8 +208,8 @@ async fn start_worker(
         Err(error) => return Err(error),
     };
     let filter = worker.queue.guard.filter();
-    let model = model_setup::fallback(config, serves, filter.as_deref(), error)?;
-    served.replace(model.card()?, &model.settings, config);
+    let model = model_setup::fallback_beside(config, serves, filter.as_deref(), &loaded.plan, error)?;
+    served.replace(model.card.clone(), &model.settings, config);
     let plan = model.plan.clone();
     info!("{plan}");
     worker.telemetry.set_planned_memory(plan.used(), plan.reserve());
@@ -228,9 +228,13 @@ fn configured_telemetry(config: &Config, plan: &MemoryPlan) -> Telemetry {
 }
 
 /// Waits for the worker thread, whose queue is closed and empty now.
-async fn join_worker(worker: std::thread::JoinHandle<()>) -> Result<(), DaemonError> {
+async fn join_worker(worker: std::thread::JoinHandle<()>, queue: &Queue) -> Result<(), DaemonError> {
     let deadline = Instant::now() + WORKER_STOP_TIMEOUT;
     while !worker.is_finished() {
+        // What it loads is of no use any more, and ends with the process.
+        if queue.is_loading() {
+            return Ok(());
+        }
         if Instant::now() >= deadline {
             let message =
                 format!("the worker did not end its step in {WORKER_STOP_TIMEOUT:?}; stopped without it");
@@ -504,7 +508,7 @@ mod tests {
         let telemetry = Arc::new(Telemetry::new(0));
         let serves = ServedOverTcp::default();
         let (model, _) = model_setup::choose(&running, serves, None).expect("the built-in model fits");
-        let served = ServedModel::new(model.card().expect("it has a description"), &model.settings, &running);
+        let served = ServedModel::new(model.card.clone(), &model.settings, &running);
         let queue = Arc::new(Queue::new(&running, &model.plan, telemetry.clone()));
         let loaded = LoadedModel { plan: model.plan, is_fallback: false };
         let reread = Box::new(|| Err("nothing to read".into()));

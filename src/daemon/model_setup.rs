@@ -21,28 +21,11 @@ pub(super) struct PlannedModel {
     pub settings: config::Model,
     pub file: ModelFile,
     pub plan: MemoryPlan,
+    /// What clients see of it.
+    pub card: ModelCard,
 }
 
 impl PlannedModel {
-    /// What clients see of it.
-    pub fn card(&self) -> Result<ModelCard, DaemonError> {
-        let description = self.file.description().map_err(DaemonError::Model)?;
-        let ModelDescription { name, architecture, parameters, weight_type, bytes, digest, template, .. } =
-            description;
-        let changed = self.file.path().and_then(|path| path.metadata().ok()?.modified().ok());
-        Ok(ModelCard {
-            name,
-            architecture,
-            parameters,
-            quantization: weight_type.to_owned(),
-            bytes,
-            digest,
-            modified: changed.unwrap_or_else(SystemTime::now),
-            context: self.plan.context as u32,
-            template,
-        })
-    }
-
     /// Its place and size, for systemd's status while it loads.
     pub fn description(&self) -> String {
         let mebibytes = self.plan.footprint.mapped.div_ceil(1 << 20);
@@ -108,12 +91,11 @@ pub fn plan(
     serves: ServedOverTcp,
     filter: Option<&Filter>,
 ) -> Result<(ModelFile, MemoryPlan), DaemonError> {
-    let clients = ClientMemory::of(config, serves).with_filter(filter, config);
-    planned(config, clients).map(|PlannedModel { file, plan, .. }| (file, plan))
+    plan_beside(config, ClientMemory::of(config, serves).with_filter(filter, config))
 }
 
-/// The configured model beside these clients.
-fn planned(config: &Config, clients: ClientMemory) -> Result<PlannedModel, DaemonError> {
+/// The same beside these clients.
+fn plan_beside(config: &Config, clients: ClientMemory) -> Result<(ModelFile, MemoryPlan), DaemonError> {
     let file = open_model(config)?;
     let footprint = file.footprint();
     let allowed = MemoryBudget::of_config(config);
@@ -127,8 +109,32 @@ fn planned(config: &Config, clients: ClientMemory) -> Result<PlannedModel, Daemo
         let is_too_many = config.budget.parallel.is_none() && automatic.parallel > most_parallel;
         if is_too_many { plan(Some(most_parallel)) } else { Ok(automatic) }
     });
-    let plan = plan.map_err(DaemonError::Budget)?;
-    Ok(PlannedModel { settings: config.model.clone(), file, plan })
+    plan.map_err(DaemonError::Budget).map(|plan| (file, plan))
+}
+
+/// The configured model beside these clients, ready to be loaded.
+fn planned(config: &Config, clients: ClientMemory) -> Result<PlannedModel, DaemonError> {
+    let (file, plan) = plan_beside(config, clients)?;
+    let card = card(&file, plan.context).map_err(DaemonError::Model)?;
+    Ok(PlannedModel { settings: config.model.clone(), file, plan, card })
+}
+
+/// What clients see of a model.
+fn card(file: &ModelFile, context: usize) -> Result<ModelCard, LoadError> {
+    let ModelDescription { name, architecture, parameters, weight_type, bytes, digest, template, .. } =
+        file.description()?;
+    let changed = file.path().and_then(|path| path.metadata().ok()?.modified().ok());
+    Ok(ModelCard {
+        name,
+        architecture,
+        parameters,
+        quantization: weight_type.to_owned(),
+        bytes,
+        digest,
+        modified: changed.unwrap_or_else(SystemTime::now),
+        context: context as u32,
+        template,
+    })
 }
 
 /// The model of a start, and whether it is the fallback. The error is that of the configured model, where the fallback cannot be
@@ -141,20 +147,14 @@ pub(super) fn choose(
     let clients = ClientMemory::of(config, serves).with_filter(filter, config);
     planned(config, clients)
         .map(|model| (model, false))
-        .or_else(|error| fallback(config, serves, filter, error).map(|model| (model, true)))
+        .or_else(|error| fallback(config, clients, error).map(|model| (model, true)))
 }
 
 /// The fallback, after the configured model could not be used because of `error`, which is returned where there is none.
-pub(super) fn fallback(
-    config: &Config,
-    serves: ServedOverTcp,
-    filter: Option<&Filter>,
-    error: DaemonError,
-) -> Result<PlannedModel, DaemonError> {
+fn fallback(config: &Config, clients: ClientMemory, error: DaemonError) -> Result<PlannedModel, DaemonError> {
     let Some(settings) = config.model.fallback() else { return Err(error) };
     let place = settings.place();
     let config = Config { model: settings, ..config.clone() };
-    let clients = ClientMemory::of(&config, serves).with_filter(filter, &config);
     match planned(&config, clients) {
         Ok(model) => {
             error!("model.path cannot be used: {error}; answering with model.fallback, {place}");
@@ -167,15 +167,36 @@ pub(super) fn fallback(
     }
 }
 
-/// The configured model, to be loaded in the place of a running one. What clients were promised by the `running` plan stays: the
-/// longest body of a call over HTTP cannot change while calls are read.
+/// The fallback of a model that could be opened and planned, but not loaded because of `error`.
+pub(super) fn fallback_beside(
+    config: &Config,
+    serves: ServedOverTcp,
+    filter: Option<&Filter>,
+    running: &MemoryPlan,
+    error: DaemonError,
+) -> Result<PlannedModel, DaemonError> {
+    fallback(config, clients_of_running(config, serves, filter, running), error)
+}
+
+/// The configured model, to be loaded in the place of a running one.
 pub(super) fn plan_successor(
     config: &Config,
     serves: ServedOverTcp,
     filter: Option<&Filter>,
     running: &MemoryPlan,
 ) -> Result<PlannedModel, DaemonError> {
+    planned(config, clients_of_running(config, serves, filter, running))
+}
+
+/// The clients of a daemon that serves them already, by the `running` plan: the longest body of a call over HTTP cannot change
+/// while calls are read.
+fn clients_of_running(
+    config: &Config,
+    serves: ServedOverTcp,
+    filter: Option<&Filter>,
+    running: &MemoryPlan,
+) -> ClientMemory {
     let http = running.clients.http;
     let clients = ClientMemory::of(config, serves).with_filter(filter, config);
-    planned(config, ClientMemory { http, http_least: http, ..clients })
+    ClientMemory { http, http_least: http, ..clients }
 }

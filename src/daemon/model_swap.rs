@@ -31,30 +31,38 @@ pub(super) struct NewModel {
     pub engine_info: EngineInfo,
 }
 
-/// Loads the model of `config` in the place of the one with the plan `running`. The error says why that one goes on.
+/// Why another model was not loaded.
+pub(super) enum SwapFailure {
+    /// The one before goes on; why.
+    Kept(String),
+    /// The daemon ends: it stops, or the one before cannot be loaded again either.
+    Ended,
+}
+
+/// Loads the model of `config` in the place of the one with the plan `running`.
 pub(super) async fn swap_model(
     queue: Arc<Queue>,
     config: Config,
     serves: ServedOverTcp,
     running: MemoryPlan,
-) -> Result<NewModel, String> {
+) -> Result<NewModel, SwapFailure> {
     let filter = queue.guard.filter();
     // The disk may be slow, and the transports are served by this thread.
     let planning = tokio::task::spawn_blocking(move || {
-        let model = model_setup::plan_successor(&config, serves, filter.as_deref(), &running)?;
-        model.card().map(|card| (model, card))
+        model_setup::plan_successor(&config, serves, filter.as_deref(), &running)
     });
-    let planned = planning.await.map_err(|error| format!("a fault of the daemon: {error}"))?;
-    let (model, card) = planned.map_err(|error| error.to_string())?;
-    let (settings, plan, description) = (model.settings.clone(), model.plan.clone(), model.description());
+    let kept = SwapFailure::Kept;
+    let planned = planning.await.map_err(|error| kept(format!("a fault of the daemon: {error}")))?;
+    let model = planned.map_err(|error| kept(error.to_string()))?;
+    let (settings, plan, card) = (model.settings.clone(), model.plan.clone(), model.card.clone());
+    let description = model.description();
     info!("loading {description} in the place of the running model; {plan}");
     let (done, outcome) = oneshot::channel();
     queue.order_model(ModelOrder { model, done });
     let outcome = tokio::select! {
         outcome = outcome => outcome,
-        never = systemd::loading_beside(&queue, &description) => match never {},
+        never = systemd::loading_beside(&queue) => match never {},
     };
-    // The sender is dropped where the daemon stops, or where neither model can be loaded, which ends it.
-    let engine_info = outcome.map_err(|_| "the daemon stops".to_owned())??;
+    let engine_info = outcome.map_err(|_| SwapFailure::Ended)?.map_err(kept)?;
     Ok(NewModel { settings, plan, card, engine_info })
 }

@@ -3,7 +3,7 @@
 //! Deliberately knows neither the settings nor how a model is loaded: `reload` and `model_swap` do.
 
 use super::model_setup::EngineInfo;
-use super::model_swap::{LoadedModel, NewModel, swap_model};
+use super::model_swap::{LoadedModel, NewModel, SwapFailure, swap_model};
 use super::reload::{AppliedReload, LiveSettings};
 use super::reporter::info_payload;
 use super::{Daemon, systemd};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// A reload that waits until another model is loaded.
 pub(super) struct PendingReload {
-    swap: Pin<Box<dyn Future<Output = Result<NewModel, String>>>>,
+    swap: Pin<Box<dyn Future<Output = Result<NewModel, SwapFailure>>>>,
     applied: AppliedReload,
     /// Where what became of it is sent; `None` where a signal asked for it.
     reply: Option<ReloadRequest>,
@@ -37,7 +37,7 @@ impl Daemon {
     }
 
     /// The other model is loaded, or the one before goes on.
-    pub(super) fn end_swap(&mut self, pending: PendingReload, outcome: Result<NewModel, String>) {
+    pub(super) fn end_swap(&mut self, pending: PendingReload, outcome: Result<NewModel, SwapFailure>) {
         let PendingReload { mut applied, reply, .. } = pending;
         match (outcome, &applied.wanted) {
             (Ok(NewModel { settings, plan, card, engine_info }), Some(wanted)) => {
@@ -49,13 +49,20 @@ impl Daemon {
                 info!("{} answers now, on {}", engine_info.model, engine_info.kernel);
             }
             (Ok(_), None) => {}
-            (Err(reason), _) => applied.model_kept(&reason),
+            (Err(SwapFailure::Kept(reason)), _) => applied.model_kept(&reason),
+            // The daemon says itself why it ends; a client that waits for the reload learns that it does.
+            (Err(SwapFailure::Ended), _) => return systemd::reloaded(),
         }
+        // By the plan of the model that answers now.
+        self.queue.adopt(&self.settings.running);
         self.end_reload(applied, reply);
     }
 
     fn end_reload(&self, applied: AppliedReload, reply: Option<ReloadRequest>) {
         systemd::reloaded();
+        if let Some(shortage) = self.queue.answers.shortage(self.settings.running.cache.answers_bytes) {
+            warn!("{shortage}");
+        }
         let report = applied.finish(&self.telemetry);
         if let Some(reply) = reply {
             let _ = reply.send(report); // its client may be gone
@@ -77,7 +84,7 @@ impl Daemon {
 }
 
 /// Waits until the model of a pending reload is loaded; for ever where none is pending.
-pub(super) async fn swapped(reload: &mut Option<PendingReload>) -> Result<NewModel, String> {
+pub(super) async fn swapped(reload: &mut Option<PendingReload>) -> Result<NewModel, SwapFailure> {
     match reload {
         Some(pending) => pending.swap.as_mut().await,
         None => std::future::pending().await,

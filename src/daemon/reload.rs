@@ -80,9 +80,6 @@ impl LiveSettings {
         let changes = self.running.diff(&wanted);
         self.running.adopt(&wanted);
         self.queue.adopt(&wanted);
-        if let Some(shortage) = self.queue.answers.shortage(wanted.cache.answers_bytes) {
-            warn!("{shortage}");
-        }
         let problem = self.queue.reload_filter(&wanted).err();
         if let Some(message) = &problem {
             error!("the filter stays as it was: {message}");
@@ -95,10 +92,11 @@ impl LiveSettings {
         locked(&self.governor).adopt(&wanted.governor);
         self.telemetry.set_alert_rules(wanted.alerts.clone());
         telemetry::log::set_level(wanted.log.level);
+        let is_retried = self.loaded.is_fallback;
         if changes.at_restart.is_empty() {
-            info!("{}", summary(&changes));
+            info!("{}", summary(&changes, is_retried));
         } else {
-            warn!("{}", summary(&changes));
+            warn!("{}", summary(&changes, is_retried));
         }
         let outcome = if problem.is_none() { ReloadOutcome::Applied } else { ReloadOutcome::FilterKept };
         // A fallback is in the place of the configured model, which may be sound by now.
@@ -154,8 +152,8 @@ fn publish<T: Clone + PartialEq>(to: &watch::Sender<T>, wanted: &T) {
     to.send_if_modified(|shown| std::mem::replace(shown, wanted.clone()) != *wanted);
 }
 
-/// A summary of the reload, in one line.
-fn summary(changes: &ConfigDiff) -> String {
+/// A summary of the reload, in one line. `is_retried`: the configured model is loaded, since the fallback is in its place.
+fn summary(changes: &ConfigDiff, is_retried: bool) -> String {
     let list = |what: &str, keys: &[&str]| match keys {
         [] => String::new(),
         keys => format!("; {what}: {}", keys.join(", ")),
@@ -163,7 +161,8 @@ fn summary(changes: &ConfigDiff) -> String {
     let nothing = if changes.is_empty() { "; nothing has changed" } else { "" };
     let (changed, left) = (list("changed", &changes.live), list("needs a restart", &changes.at_restart));
     let model = list("loads the model for", &changes.model);
-    format!("configuration read again{nothing}{changed}{model}{left}")
+    let retried = if is_retried { "; tries the configured model again" } else { "" };
+    format!("configuration read again{nothing}{changed}{model}{retried}{left}")
 }
 
 #[cfg(test)]
@@ -173,14 +172,16 @@ mod tests {
     #[test]
     fn one_line_names_what_changed_and_what_needs_a_restart() {
         let nothing = ConfigDiff::default();
-        assert_eq!(summary(&nothing), "configuration read again; nothing has changed");
+        assert_eq!(summary(&nothing, false), "configuration read again; nothing has changed");
+        let retried = summary(&nothing, true);
+        assert!(retried.ends_with("nothing has changed; tries the configured model again"), "{retried}");
         let all = ConfigDiff {
             live: vec!["log.level"],
             model: vec!["model.path"],
             at_restart: vec!["budget.memory_mb", "device.id"],
         };
         assert_eq!(
-            summary(&all),
+            summary(&all, false),
             "configuration read again; changed: log.level; loads the model for: model.path; needs a restart: \
              budget.memory_mb, device.id"
         );

@@ -376,3 +376,23 @@ pub enum Code {
     /// A fault of the daemon.
     Internal,
 }
+
+impl Code {
+    /// Its name in payloads.
+    pub fn name(self) -> &'static str {
+        match self {
+            Code::InvalidRequest => "invalid_request",
+            Code::TooLarge => "too_large",
+            Code::ContextExceeded => "context_exceeded",
+            Code::RateLimited => "rate_limited",
+            Code::QueueFull => "queue_full",
+            Code::ContentFiltered => "content_filtered",
+            Code::ResponseFiltered => "response_filtered",
+            Code::Timeout => "timeout",
+            Code::Cancelled => "cancelled",
+            Code::BudgetExceeded => "budget_exceeded",
+            Code::ShuttingDown => "shutting_down",
+            Code::Internal => "internal",
+        }
+    }
+}

@@ -15,6 +15,7 @@ mod journal;
 mod latency;
 pub mod log;
 pub mod prometheus;
+mod refusal_limit;
 mod request_rates;
 mod request_stats;
 mod rfc3339;
@@ -44,10 +45,11 @@ use crate::protocol::{
     CacheCounts, Code, Cpu, Done, Energy, FinishReason, GovernorState, LogLines, Memory, MqttLink, Reading,
     Report, RequestEnergy, Requests, ShortlistCounts, Throttled,
 };
-use ::log::info;
+use ::log::{debug, info};
 use alerts::{Alert, AlertList, Alerts, Conditions, PlannedMemory, State};
 use energy::{EnergyMark, Meter};
 use history::History;
+use refusal_limit::{RefusalLimit, RefusalLine};
 use request_rates::{RequestOutcome, RequestOutcomes};
 use request_stats::RequestStats;
 use sensors::Snapshot;
@@ -91,6 +93,7 @@ pub struct Telemetry {
     /// At most so many threads compute; 0 until it is set.
     thread_limit: Counter,
     about: Mutex<Option<Arc<About>>>,
+    refusal_lines: Mutex<RefusalLimit>,
     request_stats: Mutex<RequestStats>,
     outcomes: Mutex<RequestOutcomes>,
     meter: Mutex<Meter>,
@@ -175,6 +178,7 @@ impl Telemetry {
             health: HealthFacts::default(),
             thread_limit: Counter::default(),
             about: Mutex::default(),
+            refusal_lines: Mutex::default(),
             request_stats: Mutex::default(),
             outcomes: Mutex::new(RequestOutcomes::new(started)),
             meter: Mutex::default(),
@@ -191,15 +195,22 @@ impl Telemetry {
     }
 
     /// A transport answered with an `error` event by itself, before the request was admitted: it was not a valid one, or
-    /// not allowed. The log has a line with the reason, and with the client where it is known, as the guard shows it.
-    pub fn refused(&self, client: Option<&str>, reason: &str) {
-        match client {
-            Some(client) => {
-                let shown = self.security.client_name(client);
-                info!(CLIENT = shown.as_deref().unwrap_or(client); "refused: {reason}");
-            }
-            None => info!("refused: {reason}"),
+    /// not allowed. The log names the client, where it is known, as the guard shows it, and `reason`, which has no text of the
+    /// client; `message`, which may repeat some, is only in a log of level debug.
+    pub fn refused(&self, client: Option<&str>, reason: &str, message: &str) {
+        let line = locked(&self.refusal_lines).admit(client, Instant::now());
+        let further = match line {
+            RefusalLine::Last => "; further ones of this client are not logged for a minute",
+            _ => "",
+        };
+        let shown =
+            client.map(|client| self.security.client_name(client).unwrap_or_else(|| client.to_owned()));
+        match shown {
+            _ if line == RefusalLine::None => {}
+            Some(client) => info!(CLIENT = client.as_str(); "refused: {reason}{further}"),
+            None => info!("refused: {reason}{further}"),
         }
+        debug!("refused: {message}");
         self.refused.add();
         self.blameless.add();
         self.ended(RequestOutcome::Other);
@@ -271,7 +282,7 @@ impl Telemetry {
         locked(&self.outcomes).ended(Instant::now(), outcome);
     }
 
-    /// Sets what runs here, once the model is loaded; later calls have no effect.
+    /// Sets what runs here, once a model is loaded.
     pub fn describe(&self, about: About) {
         *locked(&self.about) = Some(Arc::new(about));
     }

@@ -26,7 +26,7 @@ fn each_event_is_counted_where_it_belongs() {
     let telemetry = Telemetry::new(0);
     telemetry.received();
     telemetry.received();
-    telemetry.refused(Some("a"), "not a request");
+    telemetry.refused(Some("a"), "invalid_request", "not a request");
     for code in [Code::BudgetExceeded, Code::Cancelled, Code::Timeout] {
         telemetry.failed(code, Duration::from_secs(1));
     }
@@ -188,7 +188,7 @@ fn one_clients_mistakes_neither_raise_the_error_rate_nor_hide_the_failures_of_th
     let raised_after = |second| telemetry.evaluate_alerts(start + Duration::from_secs(second), 1).len();
     assert_eq!(raised_after(0), 0);
     let mistakes = || {
-        (0..50).for_each(|_| telemetry.refused(Some("a"), "not a request"));
+        (0..50).for_each(|_| telemetry.refused(Some("a"), "invalid_request", "not a request"));
         [
             Code::InvalidRequest,
             Code::TooLarge,

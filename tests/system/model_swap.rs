@@ -3,6 +3,7 @@
 use crate::daemon::{Client, Daemon, bitnetd};
 use crate::listener::Listener;
 use crate::support::broker::Mosquitto;
+use crate::systemd::Manager;
 use crate::{Folder, data, endless, linked, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -100,6 +101,13 @@ async fn a_model_that_cannot_be_used_leaves_the_running_one_in_its_place() {
         daemon.says(problem).await;
         assert_eq!(short(&mut client).await["model"], first["model"]);
     }
+    // Other lines of the connection are read while a reload is under way, and a second one is not begun.
+    client.send("{\"reload\":true,\"id\":\"1\"}\n{\"reload\":true,\"id\":\"2\"}\n{\"health\":true}\n").await;
+    let mut events = [client.event().await, client.event().await, client.event().await];
+    events.sort_by_key(|event| event["event"].to_string());
+    let names = events.each_ref().map(|event| event["event"].as_str().unwrap_or_default());
+    assert_eq!(names, ["error", "health", "reload"], "{events:?}");
+    assert_eq!((&events[0]["id"], &events[2]["id"]), (&json!("2"), &json!("1")), "{events:?}");
     // A context that is longer than the budget allows.
     folder.config(&with_model(&data(LLAMA), &format!("context = 1048576\n{small}")));
     let report = reload(&mut client).await;
@@ -128,13 +136,17 @@ async fn a_model_that_cannot_be_used_leaves_the_running_one_in_its_place() {
 async fn no_prompt_over_the_broker_is_lost_while_models_are_loaded_one_after_the_other() {
     let (folder, broker) = (Folder::new(), Mosquitto::start().await);
     let link = linked(broker.port);
-    let settings = |model: &str| format!("{}{link}", with_model(&data(model), ""));
+    let context = "context = 4096\n";
+    let settings = |model: &str| format!("{}{link}", with_model(&data(model), context));
     let daemon = Daemon::start(&folder, &settings(TINY)).await;
     Listener::hears_online(&broker).await;
     let mut answers = Listener::on(&broker, "bitnetd/cellar/reply/#").await;
     let mut root = daemon.client().await;
     let mut models = std::collections::BTreeSet::new();
+    let mut busy = daemon.client().await;
     for round in 0..4 {
+        // What runs is long enough for the reload to meet it, and what was published before waits behind it.
+        busy.request(&[json!({"prompt": "go", "max_tokens": 400, "stream": false, "cache": false})]).await;
         for number in 0..5 {
             let prompt = json!({"id": format!("p{round}-{number}"), "prompt": "go", "max_tokens": 20, "stream": false});
             broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt/a", "-m", &prompt.to_string()]).await;
@@ -148,6 +160,9 @@ async fn no_prompt_over_the_broker_is_lost_while_models_are_loaded_one_after_the
         let done = answers.end().await;
         assert_eq!(done["event"], "done", "{done}");
         assert!(missing.remove(done["id"].as_str().expect("a text")), "twice: {done}");
+    }
+    for _ in 0..4 {
+        assert_eq!(busy.end().await["event"], "done");
     }
     assert_eq!(models.len(), 2, "{models:?}");
     daemon.stop().await;
@@ -174,6 +189,44 @@ async fn the_fallback_answers_and_raises_an_alert_until_the_model_can_be_used() 
     assert_ne!(short(&mut client).await["model"], "home-intents");
     daemon.says("the configured model answers again").await;
     daemon.stop().await;
+}
+
+/// Its name is a list of numbers, which nothing needs to compute with it, and clients are to see.
+#[tokio::test]
+async fn a_model_that_cannot_be_described_is_replaced_by_the_fallback_too() {
+    let folder = Folder::new();
+    let mut bytes = std::fs::read(data(TINY)).expect("a file of the tests");
+    let key = b"general.name";
+    let at = bytes.windows(key.len()).position(|part| part == key).expect("it has a name") + key.len();
+    let length = u64::from_le_bytes(bytes[at + 4..at + 12].try_into().expect("8 bytes"));
+    // Type 8 is a text, of so many bytes; type 9 a list, here of as many u8 as there is place for.
+    let list = [&9u32.to_le_bytes()[..], &0u32.to_le_bytes(), &(length - 4).to_le_bytes()].concat();
+    bytes[at..at + list.len()].copy_from_slice(&list);
+    let path = folder.path("odd.gguf");
+    std::fs::write(&path, bytes).expect("a temporary folder");
+    let daemon = Daemon::start(&folder, &with_model(&path, "fallback = \"built-in\"\n")).await;
+    daemon.says("general.name").await;
+    assert_eq!(short(&mut daemon.client().await).await["model"], "home-intents");
+    daemon.stop().await;
+}
+
+/// The status of systemd is that of the model that answers, also after another one was tried.
+#[tokio::test]
+async fn systemd_shows_where_the_daemon_is_reached_and_never_a_model_that_was_not_loaded() {
+    let folder = Folder::new();
+    let manager = Manager::new(&folder);
+    let mut daemon = Daemon::spawn(&mut manager.starts(&folder, &with_model(&data(TINY), "")), &folder);
+    let ready = manager.hears("READY=1").await;
+    assert!(ready.contains(&format!("; socket {}", daemon.socket.display())), "{ready}");
+    daemon.ready().await;
+    folder.config(&with_model(&folder.path("missing.gguf"), ""));
+    daemon.process.signal(Signal::HUP);
+    manager.hears("RELOADING=1").await;
+    let ended = manager.hears("READY=1").await;
+    assert!(!ended.contains("missing.gguf"), "{ended}");
+    daemon.says("the model stays as it was").await;
+    daemon.process.terminate();
+    daemon.ends_well().await;
 }
 
 #[tokio::test]

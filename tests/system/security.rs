@@ -139,17 +139,41 @@ async fn in_the_journal_the_record_has_an_identifier_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_request_that_a_transport_refuses_is_one_line_of_the_log_with_the_client_as_the_guard_shows_it() {
-    let folder = Folder::new();
-    let daemon = Daemon::start(&folder, "").await;
-    let refused = daemon.client().await.ask(json!({"prompt": 1})).await;
-    let message = refused["message"].as_str().expect("a message");
-    daemon.says(&format!("refused: {message}")).await;
-    let log = daemon.log();
-    let lines: Vec<&str> = log.lines().filter(|line| line.contains("refused: ")).collect();
-    assert_eq!(lines.len(), 1, "{log}");
-    assert!(lines[0].starts_with("INFO") && !lines[0].contains("uid="), "{log}");
-    let (_, client) = lines[0].split_once(" CLIENT=").expect("a client");
-    assert_eq!(client.split_whitespace().next().map(str::len), Some(8), "{log}");
+async fn requests_that_a_transport_refuses_are_lines_of_the_log_without_any_text_of_theirs() {
+    let (folder, broker) = (Folder::new(), Mosquitto::start().await);
+    let daemon = Daemon::start(&folder, &linked(broker.port)).await;
+    Listener::hears_online(&broker).await;
+    let mut client = daemon.client().await;
+    for number in 0..9 {
+        let refused = client.ask(json!({"messages": format!("marker {number}")})).await;
+        assert!(refused["message"].as_str().is_some_and(|text| text.contains("marker")), "{refused}");
+    }
+    let body = r#"{"messages":"marker"}"#;
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let mut stream = tokio::net::UnixStream::connect(&daemon.socket).await.expect("somebody listens");
+    tokio::io::AsyncWriteExt::write_all(&mut stream, format!("{head}{body}").as_bytes())
+        .await
+        .expect("it reads");
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer).await.expect("UTF-8");
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("marker"), "{answer}");
+    broker.publish(&["-q", "1", "-t", "bitnetd/cellar/prompt/hall", "-m", body]).await;
+    daemon.says("refused: invalid_request; further ones of this client are not logged for a minute").await;
+    let lines = || -> Vec<String> {
+        let log = daemon.log();
+        log.lines().filter(|line| line.contains("refused: ")).map(str::to_owned).collect()
+    };
+    // Four and the last of the client of the socket; over HTTP on the socket it is the same client, which has no more; one over MQTT.
+    let written =
+        until("a line of the prompt over MQTT", || Some(lines()).filter(|lines| lines.len() == 6)).await;
+    for line in &written {
+        assert!(line.starts_with("INFO") && !line.contains("uid=") && !line.contains("hall"), "{line}");
+        let (_, client) = line.split_once(" CLIENT=").expect("a client");
+        assert_eq!(client.split_whitespace().next().map(str::len), Some(8), "{line}");
+    }
+    assert!(!daemon.log().contains("marker"), "{}", daemon.log());
     daemon.stop().await;
 }

@@ -1,6 +1,7 @@
 //! The broker of the demo: as much of MQTT 5 as the demo needs, on a loopback port, with the packets of the client library.
 //!
-//! It has no sessions, no wills and no authentication, and it ends with the process; a home has mosquitto. Deliberately knows
+//! It has no sessions, no wills, no authentication, no shared subscriptions and no QoS 2, and it ends with the process; a home has
+//! mosquitto. Deliberately knows
 //! nothing of the daemon: it passes messages on.
 
 use rumqttc::v5::mqttbytes::v5::{
@@ -41,7 +42,7 @@ impl LoopbackBroker {
         for number in 0.. {
             match self.listener.accept().await {
                 Ok((stream, _)) => drop(clients.spawn(serve(stream, number, Arc::clone(&hub)))),
-                Err(error) => return log::error!("the demo's broker ended: {error}"),
+                Err(error) => log::error!("the demo's broker: {error}"),
             }
         }
     }

@@ -8,6 +8,7 @@ mod tests;
 
 use super::serve::{block_on, load};
 use super::{Failure, host, print};
+use crate::cli::activity::Activity;
 use crate::config::{Config, Mqtt};
 use crate::engine::kernels::{Kernels, cpu_features};
 use crate::protocol::Method;
@@ -197,6 +198,7 @@ fn limit_problem(limit: MemoryLimit) -> Option<&'static str> {
 }
 
 fn probe(config: &Mqtt, device: &str) -> Result<BrokerCheck, Failure> {
+    let _activity = Activity::begin("asking the broker");
     let answer = block_on(mqtt::probe(config, device, BROKER_TIMEOUT))?;
     Ok(BrokerCheck {
         address: format!("{}:{}", config.host, config.port),

@@ -2,6 +2,7 @@
 //! nothing.
 
 use crate::cli::Failure;
+use crate::cli::activity::Activity;
 use crate::cli::model_args::ModelArgs;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -27,11 +28,13 @@ pub(in crate::cli) fn run(args: Logits) -> Result<(), Failure> {
     let mut written = Ok(());
     // An f32 cache, so that nothing is rounded.
     let mut session = engine.exact_session(args.tokens.len());
+    let activity = Activity::begin("computing");
     let pass = session.logits(&args.tokens, |_, logits| {
         if written.is_ok() {
             written = logits.iter().try_for_each(|logit| out.write_all(&logit.to_le_bytes()));
         }
     });
+    drop(activity);
     pass.map_err(|error| Failure::usage(error.to_string()))?;
     written.and_then(|()| out.flush()).map_err(failed)?;
     Ok(engine.check_files()?)

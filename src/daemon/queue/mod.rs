@@ -20,12 +20,12 @@ use super::running::RunningRequests;
 use super::shared_guard::SharedGuard;
 use crate::config::Config;
 use crate::guard::Denied;
-use crate::protocol::Refusal;
+use crate::protocol::{Code, Refusal};
 use crate::telemetry::{SecurityEvent, SecurityEventKind, Telemetry};
 use crate::transport::Inbound;
-use log::info;
+use log::{debug, info};
 use memory_watch::MemoryWatch;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -62,8 +62,8 @@ pub(super) struct Queue {
     pub worker: WorkerControls,
     /// The model that the worker is to load in the place of the running one. Set under the lock of `admission`.
     model_order: Mutex<Option<ModelOrder>>,
-    /// Whether the worker is loading it.
-    is_loading: AtomicBool,
+    /// What the worker is loading in the place of the running model, while it does.
+    loading: Mutex<Option<String>>,
 }
 
 impl Queue {
@@ -91,7 +91,7 @@ impl Queue {
             answers,
             worker: WorkerControls::default(),
             model_order: Mutex::default(),
-            is_loading: AtomicBool::new(false),
+            loading: Mutex::default(),
         };
         queue.adopt(config);
         queue
@@ -274,12 +274,17 @@ impl Queue {
 
     /// Whether the worker is loading another model.
     pub fn is_loading(&self) -> bool {
-        self.is_loading.load(Ordering::Relaxed)
+        locked(&self.loading).is_some()
     }
 
-    /// Says whether the worker is loading another model.
-    pub fn set_loading(&self, is_loading: bool) {
-        self.is_loading.store(is_loading, Ordering::Relaxed);
+    /// What the worker is loading in the place of the running model.
+    pub fn loading(&self) -> Option<String> {
+        locked(&self.loading).clone()
+    }
+
+    /// Says what the worker is loading; `None` once it has.
+    pub fn set_loading(&self, description: Option<String>) {
+        *locked(&self.loading) = description;
     }
 
     /// Adopts the plan of another model, which has none of the answers of the one before.
@@ -321,7 +326,13 @@ impl Queue {
     /// Sends a client the reason why its request gets no answer.
     pub fn refuse(&self, inbound: Inbound, refusal: Refusal) {
         self.telemetry.failed(refusal.code, inbound.received.elapsed());
-        info!(CLIENT = inbound.client.as_str(), REQUEST_ID = inbound.id.as_str(); "refused: {}", refusal.message);
+        // The message about a wrong request may repeat a part of it, which is nothing for the log.
+        let reason = match refusal.code {
+            Code::InvalidRequest => refusal.code.name(),
+            _ => &refusal.message,
+        };
+        info!(CLIENT = inbound.client.as_str(), REQUEST_ID = inbound.id.as_str(); "refused: {reason}");
+        debug!("refused: {}", refusal.message);
         inbound.reply.refuse(refusal);
     }
 }

@@ -56,19 +56,23 @@ pub(super) async fn loading(what: &str) -> Infallible {
     std::future::pending().await
 }
 
-/// The same while another model is loaded in the place of the running one. The worker counts as progressing then, as it does
-/// at the start, when it has no work yet.
-pub(super) async fn loading_beside(queue: &Queue, what: &str) -> Infallible {
+/// Extends the time of a reload while another model is loaded in the place of the running one, within [`MAX_LOAD_TIME`]. The worker
+/// counts as progressing then, as it does at the start, when it has no work yet.
+pub(super) async fn loading_beside(queue: &Queue) -> Infallible {
     let begun = Instant::now();
-    let status = format!("loading {what}");
     loop {
         if begun.elapsed() < MAX_LOAD_TIME {
-            notify(&[extension(LOAD_EXTENSION), NotifyState::Status(&status)]);
-            if queue.is_loading() {
-                queue.worker.count_step();
-            }
+            notify(&[extension(LOAD_EXTENSION)]);
+            count_loading(queue);
         }
         sleep(STATUS_INTERVAL).await;
+    }
+}
+
+/// Loading a model is one step for the worker, which takes longer than its watchdog allows.
+fn count_loading(queue: &Queue) {
+    if queue.is_loading() {
+        queue.worker.count_step();
     }
 }
 
@@ -100,6 +104,7 @@ pub(super) fn stopping(queue: &Queue) {
 pub(super) async fn drain(queue: &Queue) -> Infallible {
     loop {
         sleep(STATUS_INTERVAL).await;
+        count_loading(queue);
         notify(&[extension(STOP_EXTENSION), NotifyState::Status(&remaining(queue))]);
     }
 }
@@ -148,6 +153,9 @@ impl StatusReporter {
 
     fn status(&self) -> String {
         let (waiting, running) = self.queue.level();
+        if let Some(what) = self.queue.loading() {
+            return format!("loading {what}: {waiting} waiting");
+        }
         let link = self.link.as_ref().map(watch::Receiver::borrow);
         let tokens_per_second = self.telemetry.tokens_per_second();
         let (about, alerts) = (self.telemetry.about(), self.telemetry.raised_alerts());

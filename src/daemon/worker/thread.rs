@@ -15,6 +15,8 @@ use crate::engine::session::GenerateOptions;
 use crate::engine::thread_pool;
 use crate::engine::thread_tuner::{PREFILL_TOKENS, ThreadCounts};
 use crate::engine::{self, Engine};
+use crate::protocol::api::ModelCard;
+use log::error;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -41,14 +43,16 @@ pub(in crate::daemon) struct WorkerThread {
 pub(in crate::daemon) struct WorkerModel {
     pub settings: config::Model,
     pub plan: MemoryPlan,
+    /// What clients see of it.
+    pub card: ModelCard,
     /// Why structured output is refused, where the memory plan has no place for it.
     pub unplanned_grammar: Option<String>,
 }
 
 impl WorkerModel {
-    pub fn new(settings: config::Model, plan: MemoryPlan) -> Self {
+    pub fn new(settings: config::Model, plan: MemoryPlan, card: ModelCard) -> Self {
         let unplanned_grammar = plan.unplanned_grammar();
-        WorkerModel { settings, plan, unplanned_grammar }
+        WorkerModel { settings, plan, card, unplanned_grammar }
     }
 }
 
@@ -104,26 +108,28 @@ impl Worker {
         }
     }
 
-    /// Loads a model, after the one before was freed. Where it cannot be loaded, the one before is loaded again; the error says
-    /// why that failed too.
+    /// Loads a model, after the one before was freed. Where it cannot be loaded, the one before is loaded again. Where that fails
+    /// too, the log says why the first did, and the error is the second's.
     fn swap(&mut self, order: ModelOrder) -> Result<Engine, LoadError> {
         let ModelOrder { model, done } = order;
+        let description = model.description();
         malloc_trim::malloc_trim();
-        self.queue.set_loading(true);
-        let WorkerModel { settings, plan, .. } = self.model.clone();
+        self.queue.set_loading(Some(description.clone()));
+        let WorkerModel { settings, plan, card, .. } = self.model.clone();
         let (engine, outcome) = match self.load(model) {
             Ok(engine) => {
                 let engine_info = EngineInfo::of(&engine);
                 (Ok(engine), Ok(engine_info))
             }
             Err(error) => {
+                error!("{description} cannot be loaded, the model before is loaded again: {error}");
                 malloc_trim::malloc_trim();
                 let previous = model_setup::open(&settings);
-                let previous = previous.map(|file| PlannedModel { settings, file, plan });
+                let previous = previous.map(|file| PlannedModel { settings, file, plan, card });
                 (previous.and_then(|model| self.load(model)), Err(error.to_string()))
             }
         };
-        self.queue.set_loading(false);
+        self.queue.set_loading(None);
         let engine = engine?;
         drop(done.send(outcome));
         Ok(engine)
@@ -131,7 +137,7 @@ impl Worker {
 
     /// Loads a model on this thread, which is bound to the processors for computing, and so are the threads that it starts.
     fn load(&mut self, model: PlannedModel) -> Result<Engine, LoadError> {
-        let PlannedModel { settings, file, plan } = model;
+        let PlannedModel { settings, file, plan, card } = model;
         self.queue.adopt_plan(&plan);
         self.intents.is_built_in = settings.path.is_none();
         thread_pool::pin_to(&self.budget.allowed_cpus);
@@ -145,7 +151,7 @@ impl Worker {
         if settings.warm_up {
             warm_up(&engine, plan.context);
         }
-        self.model = WorkerModel::new(settings, plan);
+        self.model = WorkerModel::new(settings, plan, card);
         Ok(engine)
     }
 

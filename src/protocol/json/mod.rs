@@ -380,56 +380,37 @@ pub fn event(event: &Event) -> Vec<u8> {
     serde_json::to_vec(event).expect("an event holds only strings, numbers and booleans")
 }
 
-/// The report as one event: its own keys beside `"event":"telemetry"` and the id of the question, if it has one.
+/// The report as one event: its own keys beside `"event":"telemetry"`.
 pub fn telemetry(report: &Report, id: Option<&RequestId>) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct TelemetryEvent<'a> {
-        event: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        id: Option<&'a RequestId>,
-        #[serde(flatten)]
-        report: &'a Report,
-    }
-    serde_json::to_vec(&TelemetryEvent { event: "telemetry", id, report }).expect("a report is plain data")
+    state_event("telemetry", id, report)
 }
 
 /// The health as one event: its own keys beside `"event":"health"`.
 pub fn health(health: &Health, id: Option<&RequestId>) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct HealthEvent<'a> {
-        event: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        id: Option<&'a RequestId>,
-        #[serde(flatten)]
-        health: &'a Health,
-    }
-    serde_json::to_vec(&HealthEvent { event: "health", id, health }).expect("plain data")
+    state_event("health", id, health)
 }
 
 /// A list of alerts as one event: its own keys beside `"event":"alerts"`.
 pub fn alerts(list: &impl Serialize, id: Option<&RequestId>) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct AlertsEvent<'a, T> {
-        event: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        id: Option<&'a RequestId>,
-        #[serde(flatten)]
-        list: &'a T,
-    }
-    serde_json::to_vec(&AlertsEvent { event: "alerts", id, list }).expect("plain data")
+    state_event("alerts", id, list)
 }
 
 /// What became of a reload as one event: its own keys beside `"event":"reload"`.
 pub fn reload(report: &ReloadReport, id: Option<&RequestId>) -> Vec<u8> {
+    state_event("reload", id, report)
+}
+
+/// The answer to a question about the state: the keys of `state` beside the event's name and the id of the question.
+fn state_event(event: &'static str, id: Option<&RequestId>, state: &impl Serialize) -> Vec<u8> {
     #[derive(Serialize)]
-    struct ReloadEvent<'a> {
+    struct StateEvent<'a, T> {
         event: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<&'a RequestId>,
         #[serde(flatten)]
-        report: &'a ReloadReport,
+        state: &'a T,
     }
-    serde_json::to_vec(&ReloadEvent { event: "reload", id, report }).expect("plain data")
+    serde_json::to_vec(&StateEvent { event, id, state }).expect("plain data")
 }
 
 /// Prometheus' text as one event.

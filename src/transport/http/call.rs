@@ -77,7 +77,8 @@ impl Caller {
             Ok(access) => access,
             Err(denied) => {
                 self.record_failed_token(&denied, &id);
-                self.context.0.telemetry.refused(Some(&self.peer.client), &denied.message);
+                let reason = format!("HTTP {}", denied.status);
+                self.context.0.telemetry.refused(Some(&self.peer.client), &reason, &denied.message);
                 self.context.0.telemetry.http.denied();
                 return Ok(response::finish(response::denied(api, &denied), api, &id, None));
             }
@@ -234,8 +235,8 @@ impl Caller {
         let read = self.read_call(route, body, &mut guard, refuse).await;
         // What is refused from here on is counted by the queue.
         let log_refused = |refused: &HttpRefusal| {
-            let (status, body) = (refused.status, String::from_utf8_lossy(&refused.body));
-            self.context.0.telemetry.refused(Some(&self.peer.client), &format!("HTTP {status}: {body}"));
+            let (reason, body) = (format!("HTTP {}", refused.status), String::from_utf8_lossy(&refused.body));
+            self.context.0.telemetry.refused(Some(&self.peer.client), &reason, &body);
         };
         match read.inspect_err(log_refused)? {
             Call::Ask(ask) => {

@@ -5,6 +5,7 @@
 use super::HttpContext;
 use super::call::HttpPeer;
 use super::connection::serve;
+use crate::protocol::Code;
 use crate::transport::BacklogPolicy;
 use crate::transport::tcp_accept::{self, ConnectionLimits, StopSignals, TcpClient, TcpService};
 use std::future::Future;
@@ -35,7 +36,7 @@ impl TcpService for HttpContext {
     }
 
     fn refuse(&self, stream: &TcpStream) {
-        self.0.telemetry.refused(None, "too many connections over HTTP");
+        self.0.telemetry.refused(None, Code::QueueFull.name(), "too many connections over HTTP");
         // An error means that the client has already disconnected.
         let _ = stream.try_write(BUSY);
     }

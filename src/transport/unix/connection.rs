@@ -7,7 +7,7 @@ use super::context::ConnectionContext;
 use super::writer::{EVENTS, EventWriter, FLUSH_TIMEOUT, OutgoingBytes, event_line};
 use crate::protocol::json::{self, Incoming};
 use crate::protocol::partial::id_of_truncated;
-use crate::protocol::{ClientInterface, Code, Event, Metadata, Refusal, Request, RequestId};
+use crate::protocol::{ClientInterface, Code, Event, Metadata, Refusal, ReloadReport, Request, RequestId};
 use crate::telemetry::{DaemonPhase, prometheus};
 use crate::transport::http::{self, HttpPeer, is_http};
 use crate::transport::in_flight::InFlight;
@@ -21,6 +21,7 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::ReadHalf;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// Bytes read at once: most requests fit in one piece, and a few hundred connections need little memory.
 const PIECE: usize = 4 * 1024;
@@ -91,6 +92,7 @@ async fn run_halves(
         outgoing: answer,
         ids_made: 0,
         watched,
+        reload: None,
     };
     tokio::select! {
         biased;
@@ -177,6 +179,15 @@ struct Reader<'a> {
     ids_made: u64,
     /// The second handle of the socket, to shut down its reading side.
     watched: &'a UnixStream,
+    /// The reload that this client has asked for and that has not ended.
+    reload: Option<PendingReload>,
+}
+
+/// A reload that a client waits for.
+struct PendingReload {
+    /// The id of its line.
+    id: Option<RequestId>,
+    report: oneshot::Receiver<ReloadReport>,
 }
 
 /// Whether to continue reading.
@@ -207,7 +218,15 @@ impl Reader<'_> {
         let mut lines = LineSplitter::new(json::MAX_REQUEST);
         let mut piece = [0; PIECE];
         loop {
-            let length = half.read(&mut piece).await?;
+            let length = tokio::select! {
+                report = reloaded(&mut self.reload, &self.shared.draining) => {
+                    if self.finish_reload(report).await == ReadLoop::Stop {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                length = half.read(&mut piece) => length?,
+            };
             if !self.in_flight.record_activity(piece[..length].ends_with(b"\n")) {
                 // The connection is being closed in favour of another client.
                 return std::future::pending().await;
@@ -221,6 +240,11 @@ impl Reader<'_> {
             if length == 0 {
                 if let Some(line) = lines.finish() {
                     self.handle_line(line).await;
+                }
+                // A client that has sent all of its lines may still wait for the answer to one.
+                if self.reload.is_some() {
+                    let report = reloaded(&mut self.reload, &self.shared.draining).await;
+                    self.finish_reload(report).await;
                 }
                 return Ok(());
             }
@@ -292,20 +316,30 @@ impl Reader<'_> {
         self.send_and_wait(json::alerts(&self.shared.telemetry.alert_list(Instant::now()), id)).await
     }
 
-    /// Reads the configuration again, for those who could also send the signal for it. What became of it is known once a
-    /// model that it names is loaded; until then the client's next line is not read.
-    async fn reload(&self, id: Option<RequestId>) -> ReadLoop {
-        if !self.peer.may_reload {
-            let text = "reload: only root and the daemon's own user may ask for it";
-            return self.refuse(id, Refusal::new(Code::InvalidRequest, text)).await;
+    /// Asks for the configuration to be read again, for those who could also send the signal for it. What became of it is known
+    /// once a model that it names is loaded; further lines are read meanwhile.
+    async fn reload(&mut self, id: Option<RequestId>) -> ReadLoop {
+        let why = match &self.reload {
+            _ if !self.peer.may_reload => "only root and the daemon's own user may ask for it",
+            Some(_) => "one is under way on this connection already; wait for its answer",
+            None => {
+                let (done, report) = oneshot::channel();
+                // The receiver is gone once the daemon stops, and then so is what the report would come from.
+                let _ = self.shared.reloads.send(done).await;
+                self.reload = Some(PendingReload { id, report });
+                return ReadLoop::Continue;
+            }
+        };
+        self.refuse(id, Refusal::new(Code::InvalidRequest, format!("reload: {why}"))).await
+    }
+
+    /// Sends what became of a reload.
+    async fn finish_reload(&mut self, report: Option<ReloadReport>) -> ReadLoop {
+        let Some(PendingReload { id, .. }) = self.reload.take() else { return ReadLoop::Continue };
+        match report {
+            Some(report) => self.send_and_wait(json::reload(&report, id.as_ref())).await,
+            None => self.refuse(id, Refusal::shutting_down()).await,
         }
-        let (done, report) = oneshot::channel();
-        if self.shared.reloads.send(done).await.is_ok()
-            && let Ok(report) = report.await
-        {
-            return self.send_and_wait(json::reload(&report, id.as_ref())).await;
-        }
-        self.refuse(id, Refusal::shutting_down()).await
     }
 
     fn metrics(&self) -> String {
@@ -407,13 +441,24 @@ impl Reader<'_> {
         metadata: Option<Metadata>,
         refusal: Refusal,
     ) -> ReadLoop {
-        self.shared.telemetry.refused(Some(&self.peer.client), &refusal.message);
+        let Refusal { code, message, .. } = &refusal;
+        self.shared.telemetry.refused(Some(&self.peer.client), code.name(), message);
         self.send(event_line(&Event::Error { id, refusal, metadata })).await
     }
 
     async fn send(&self, bytes: Vec<u8>) -> ReadLoop {
         let answer = OutgoingBytes { bytes, written: None };
         if self.outgoing.send(answer).await.is_ok() { ReadLoop::Continue } else { ReadLoop::Stop }
+    }
+}
+
+/// Waits for what becomes of a reload, for ever where none is under way; `None` where the daemon stops.
+async fn reloaded(reload: &mut Option<PendingReload>, draining: &CancellationToken) -> Option<ReloadReport> {
+    let Some(PendingReload { report, .. }) = reload else { return std::future::pending().await };
+    tokio::select! {
+        biased;
+        report = report => report.ok(),
+        () = draining.cancelled() => None,
     }
 }
 

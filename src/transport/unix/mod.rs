@@ -220,7 +220,7 @@ fn refuse_connection(stream: &UnixStream, shared: &ConnectionContext) {
     let text = format!(
         "{most} clients are connected and none is idle; ask again later, or raise socket.connections"
     );
-    shared.telemetry.refused(None, &text);
+    shared.telemetry.refused(None, Code::QueueFull.name(), &text);
     let refusal = Refusal { retry_after_ms: Some(BUSY_RETRY_MS), ..Refusal::new(Code::QueueFull, text) };
     // An error means that the client has already disconnected.
     let _ = stream.try_write(&event_line(&Event::error(None, refusal)));

@@ -4,7 +4,9 @@
 
 use super::WyomingContext;
 use super::answer::{self, SentenceAnswer};
-use crate::protocol::wyoming::{self, EventReader, MAX_DATA, Transcript, WyomingCall, WyomingEvent};
+use crate::protocol::wyoming::{
+    self, AnswerKind, EventReader, MAX_DATA, Transcript, WyomingCall, WyomingEvent,
+};
 use crate::protocol::{ClientInterface, Code, Event, Refusal, Request, RequestId};
 use crate::transport::in_flight::{InFlight, InFlightRequest};
 use crate::transport::tcp_accept::TcpClient;
@@ -136,20 +138,24 @@ impl Connection {
         match WyomingCall::of(event, program.answers) {
             Ok(WyomingCall::Describe) => self.write(&program.event()).await,
             Ok(WyomingCall::Ping(text)) => self.write(&wyoming::pong(text.as_deref())).await,
-            Ok(WyomingCall::Transcript(transcript)) => self.ask(*transcript).await,
+            Ok(WyomingCall::Transcript(transcript)) => self.ask(*transcript, program.answers).await,
             Ok(WyomingCall::Ignored) => Ok(Next::Continue),
             Err(refusal) => self.refuse(&refusal).await,
         }
     }
 
-    async fn ask(&mut self, Transcript { request, context }: Transcript) -> io::Result<Next> {
+    /// `answers`: what the answer is, as the request was made; a reload may load a model of another kind meanwhile.
+    async fn ask(
+        &mut self,
+        Transcript { request, context }: Transcript,
+        answers: AnswerKind,
+    ) -> io::Result<Next> {
         if self.context.draining.is_cancelled() {
             return self.refuse(&Refusal::shutting_down()).await;
         }
         let Some(event) = self.answer_to(request).await? else {
             return self.refuse(&Refusal::shutting_down()).await;
         };
-        let answers = self.context.program.borrow().answers;
         match answer::of(&event, answers, &context, &ZonedDateTime::now()) {
             SentenceAnswer::Reply(bytes) => self.write(&bytes).await,
             SentenceAnswer::Failed(refusal) => {
@@ -212,7 +218,8 @@ impl Connection {
     /// Sends why an event is not answered. Nothing more is read after it, since the client may be an older one, see
     /// [`wyoming::failed`].
     async fn refuse(&mut self, refusal: &Refusal) -> io::Result<Next> {
-        self.context.telemetry.refused(Some(&self.client), &refusal.message);
+        let Refusal { code, message, .. } = refusal;
+        self.context.telemetry.refused(Some(&self.client), code.name(), message);
         self.write(&wyoming::failed(refusal)).await?;
         Ok(Next::Close)
     }

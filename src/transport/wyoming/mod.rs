@@ -72,7 +72,7 @@ impl TcpService for WyomingService {
     fn refuse(&self, stream: &TcpStream) {
         let message =
             format!("{MAX_CONNECTIONS} clients are connected and each waits for an answer; ask again later");
-        self.context.telemetry.refused(None, &message);
+        self.context.telemetry.refused(None, Code::QueueFull.name(), &message);
         // An error means that the client has already disconnected.
         let _ = stream.try_write(&wyoming::failed(&Refusal::new(Code::QueueFull, message)));
     }

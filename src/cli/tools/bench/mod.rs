@@ -202,7 +202,10 @@ fn load(args: &Bench) -> Result<Engine, Failure> {
         );
         return Err(Failure::usage(format!("{message}; choose a smaller one")));
     }
-    args.model.load_file(args.model.apply_settings(ModelFile::open(&Source::Random(known), None)?)?)
+    let activity = Activity::begin("making the model");
+    let file = ModelFile::open(&Source::Random(known), None)?;
+    drop(activity);
+    args.model.load_file(args.model.apply_settings(file)?)
 }
 
 fn measure(engine: &Engine, args: &Bench) -> Result<Rounds, Failure> {

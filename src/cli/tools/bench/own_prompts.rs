@@ -2,6 +2,7 @@
 //!
 //! Deliberately judges no answer: `bitnetd eval` does.
 
+use crate::cli::activity::Activity;
 use crate::cli::model_args::ModelArgs;
 use crate::cli::{Failure, print};
 use crate::config;
@@ -122,7 +123,9 @@ pub(super) fn run(model: &ModelArgs, bench: PromptsBench<'_>) -> Result<(), Fail
         let head = file.head().name();
         let engine = model.load_file(file)?;
         let mut measured = Measured::default();
+        let activity = Activity::begin(format!("answering {} prompts", prompts.len()));
         measure(&engine, level, &prompts, bench.runs, &mut measured);
+        drop(activity);
         engine.check_files()?;
         if reports.is_empty() {
             first.clone_from(&measured.answers);

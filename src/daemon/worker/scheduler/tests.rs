@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::config::{Config, Host};
+use crate::daemon::ServedOverTcp;
 use crate::daemon::home_intent::HomeIntents;
+use crate::daemon::model_setup::{self, PlannedModel};
 use crate::daemon::queue::Queue;
 use crate::daemon::worker::WorkerModel;
-use crate::daemon::{ServedOverTcp, plan};
 use crate::engine::{EngineOptions, ModelFile, Source};
 use crate::protocol::{ClientInterface, Event, json};
 use crate::telemetry::Telemetry;
@@ -30,7 +31,8 @@ fn worker(parallel: usize) -> (Worker, Engine) {
     let mut config = Config::defaults(&host);
     config.queue.depth = 1100;
     config.guard.clear_ids = true;
-    let (_, mut plan) = plan(&config, ServedOverTcp::default(), None).expect("the built-in model fits");
+    let chosen = model_setup::choose(&config, ServedOverTcp::default(), None);
+    let (PlannedModel { mut plan, card, .. }, _) = chosen.expect("the built-in model fits");
     (plan.context, plan.parallel) = (2048, parallel);
     let telemetry = Arc::new(Telemetry::new(0));
     let queue = Arc::new(Queue::new(&config, &plan, Arc::clone(&telemetry)));
@@ -42,7 +44,7 @@ fn worker(parallel: usize) -> (Worker, Engine) {
         sensors: Arc::new(Mutex::new(sensors)),
         budget: config.budget,
         disk_bytes: 0,
-        model: WorkerModel { settings: config.model, plan, unplanned_grammar: None },
+        model: WorkerModel { settings: config.model, plan, card, unplanned_grammar: None },
     };
     let file = ModelFile::open(&Source::File("tests/data/reference/b158-tiny.i2_s.gguf".into()), None);
     let options = EngineOptions { threads: 1, ..EngineOptions::default() };

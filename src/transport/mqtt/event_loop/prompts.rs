@@ -91,7 +91,8 @@ impl EventLoop {
             Ok(_) => Work::Ask(String::from_utf8_lossy(&message.payload).into_owned()),
             Err(refusal) => {
                 let limit_key = format!("mqtt:{}", client.turn_key());
-                self.context.local_telemetry.refused(Some(&limit_key), &refusal.message);
+                let Refusal { code, message, .. } = &refusal;
+                self.context.local_telemetry.refused(Some(&limit_key), code.name(), message);
                 let event = route.error(refusal);
                 Work::Refuse(String::from_utf8_lossy(&json::event(&event)).into_owned())
             }
@@ -113,7 +114,7 @@ impl EventLoop {
             return self.drop_at_qos_0(prompt);
         }
         let refusal = qos_0_overload();
-        self.context.local_telemetry.refused(None, &refusal.message);
+        self.context.local_telemetry.refused(None, refusal.code.name(), &refusal.message);
         let event = route.error(refusal);
         self.send_event(prompt, route, event);
     }
