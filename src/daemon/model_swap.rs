@@ -40,6 +40,7 @@ pub(super) enum SwapFailure {
 }
 
 /// Loads the model of `config` in the place of the one with the plan `running`.
+#[expect(clippy::disallowed_methods, reason = "one job at a reload; others only wait for it")]
 pub(super) async fn swap_model(
     queue: Arc<Queue>,
     config: Config,
