@@ -65,7 +65,8 @@ class Client:
 
     def ask(self):
         """Publishes one prompt and returns its id. Every other one is sampled, so that computing it again would show."""
-        sampled = {"temperature": 1.0} if self.asked % 2 else {}
+        # Some words and not a whole answer, which would go on for long at this temperature.
+        sampled = {"temperature": 1.5, "max_tokens": 12} if self.asked % 2 else {}
         return self.ask_for(SENTENCES[self.asked % len(SENTENCES)], **sampled)
 
     def ask_for(self, sentence, **more):
@@ -107,7 +108,7 @@ class Client:
 class Load:
     """Keeps so many prompts unanswered, while it lasts: more than 8 of them are in the daemon's inbox."""
 
-    def __init__(self, client, unanswered=30):
+    def __init__(self, client, unanswered=20):
         self.client, self.limit = client, unanswered
         self.is_over = threading.Event()
         self.thread = threading.Thread(target=self.keep_asking, daemon=True)
