@@ -32,6 +32,8 @@ class VolatileDisk:
         self.unflushed = {}  # number of a block -> its bytes
         self.lock = threading.Lock()
         self.is_cut = False
+        self.writes_left = None  # until the power fails
+        self.failed = threading.Event()
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(address)
         self.listener.listen(1)
@@ -78,10 +80,27 @@ class VolatileDisk:
                 data = self.read(offset, length)
             elif kind == WRITE:
                 self.write(offset, payload)
+                if self.power_fails():
+                    return False
             if kind == FLUSH or flags & FORCE_UNIT_ACCESS:
                 self.flush()
         client.sendall(struct.pack(">IIQ", ANSWER, 0, cookie) + data)
         return True
+
+    def power_fails(self):
+        if self.writes_left is None:
+            return False
+        self.writes_left -= 1
+        self.is_cut = self.writes_left <= 0
+        if self.is_cut:
+            self.failed.set()
+        return self.is_cut
+
+    def fail_after(self, writes, patience_s):
+        """Lets the power fail amid the work of the disk: nothing after so many more writes reaches it, a flush neither."""
+        with self.lock:
+            self.writes_left = writes
+        self.failed.wait(patience_s)
 
     def read(self, offset, length):
         data = bytearray(os.pread(self.file, length, offset))
