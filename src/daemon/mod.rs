@@ -138,7 +138,7 @@ pub async fn run(
     let mut signals = Signals::listen()
         .map_err(|error| DaemonError::Setup(format!("signal handlers cannot be installed: {error}")))?;
     let telemetry = Arc::new(configured_telemetry(&config, &plan));
-    let history = HistoryKeeper::begin(&config, &telemetry);
+    let history = begin_history(&config, &plan, &telemetry);
     let stop = StopTokens { draining: stop, close: CancellationToken::new() };
     let served = ServedModel::new(model.card.clone(), &model.settings, &config);
     let listeners = Listeners::open(passed, &config)?;
@@ -215,6 +215,21 @@ async fn start_worker(
     worker.telemetry.set_planned_memory(plan.used(), plan.reserve());
     let (thread, engine_info) = worker.start(model).await?;
     Ok(StartedWorker { thread, engine_info, loaded: LoadedModel { plan, is_fallback: true } })
+}
+
+/// The history, where the owner wants one and the memory plan has a place for it.
+fn begin_history(
+    config: &Config,
+    plan: &MemoryPlan,
+    telemetry: &Arc<Telemetry>,
+) -> Option<Arc<HistoryKeeper>> {
+    if config.history.is_enabled && plan.clients.history == 0 {
+        warn!(
+            "no history is kept: with it the memory plan exceeds the budget; allow more in budget.memory_mb"
+        );
+        return None;
+    }
+    HistoryKeeper::begin(config, telemetry)
 }
 
 /// Telemetry with the settings and the memory plan of a start.

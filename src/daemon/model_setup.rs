@@ -91,7 +91,21 @@ pub fn plan(
     serves: ServedOverTcp,
     filter: Option<&Filter>,
 ) -> Result<(ModelFile, MemoryPlan), DaemonError> {
-    plan_beside(config, ClientMemory::of(config, serves).with_filter(filter, config))
+    let clients = ClientMemory::of(config, serves).with_filter(filter, config);
+    at_start(clients, |clients| plan_beside(config, clients))
+}
+
+/// Plans with the history, or without it where only that makes the model fit: answers come before a record of them.
+fn at_start<T>(
+    clients: ClientMemory,
+    plan: impl Fn(ClientMemory) -> Result<T, DaemonError>,
+) -> Result<T, DaemonError> {
+    plan(clients).or_else(|error| match &error {
+        DaemonError::Budget(_) if clients.history > 0 => {
+            plan(ClientMemory { history: 0, ..clients }).map_err(|_| error)
+        }
+        _ => Err(error),
+    })
 }
 
 /// The same beside these clients.
@@ -145,17 +159,22 @@ pub(super) fn choose(
     filter: Option<&Filter>,
 ) -> Result<(PlannedModel, bool), DaemonError> {
     let clients = ClientMemory::of(config, serves).with_filter(filter, config);
-    planned(config, clients)
-        .map(|model| (model, false))
-        .or_else(|error| fallback(config, clients, error).map(|model| (model, true)))
+    at_start(clients, |clients| planned(config, clients)).map(|model| (model, false)).or_else(|error| {
+        let plan = |config: &Config| at_start(clients, |clients| planned(config, clients));
+        fallback(config, error, plan).map(|model| (model, true))
+    })
 }
 
 /// The fallback, after the configured model could not be used because of `error`, which is returned where there is none.
-fn fallback(config: &Config, clients: ClientMemory, error: DaemonError) -> Result<PlannedModel, DaemonError> {
+fn fallback(
+    config: &Config,
+    error: DaemonError,
+    plan: impl Fn(&Config) -> Result<PlannedModel, DaemonError>,
+) -> Result<PlannedModel, DaemonError> {
     let Some(settings) = config.model.fallback() else { return Err(error) };
     let place = settings.place();
     let config = Config { model: settings, ..config.clone() };
-    match planned(&config, clients) {
+    match plan(&config) {
         Ok(model) => {
             error!("model.path cannot be used: {error}; answering with model.fallback, {place}");
             Ok(model)
@@ -175,7 +194,7 @@ pub(super) fn fallback_beside(
     running: &MemoryPlan,
     error: DaemonError,
 ) -> Result<PlannedModel, DaemonError> {
-    fallback(config, clients_of_running(config, serves, filter, running), error)
+    fallback(config, error, |config| planned(config, clients_of_running(config, serves, filter, running)))
 }
 
 /// The configured model, to be loaded in the place of a running one.
@@ -189,14 +208,14 @@ pub(super) fn plan_successor(
 }
 
 /// The clients of a daemon that serves them already, by the `running` plan: the longest body of a call over HTTP cannot change
-/// while calls are read.
+/// while calls are read, and the history is kept or not from the start on.
 fn clients_of_running(
     config: &Config,
     serves: ServedOverTcp,
     filter: Option<&Filter>,
     running: &MemoryPlan,
 ) -> ClientMemory {
-    let http = running.clients.http;
+    let ClientMemory { http, history, .. } = running.clients;
     let clients = ClientMemory::of(config, serves).with_filter(filter, config);
-    ClientMemory { http, http_least: http, ..clients }
+    ClientMemory { http, http_least: http, history, ..clients }
 }

@@ -234,3 +234,31 @@ async fn the_plan_keeps_to_the_profile() {
         daemon.ends_well().await;
     }
 }
+
+/// The history has two MiB of the plan, and the daemon is worth more than a record of it.
+#[tokio::test]
+async fn where_only_the_history_does_not_fit_the_daemon_starts_without_it() {
+    let folder = Folder::new();
+    let budget = |mb: u32| format!("[budget]\nthreads = 1\nmemory_mb = {mb}\n");
+    // The smallest budget that the plan takes.
+    let mut command = bitnetd();
+    command.arg("serve").arg("--config").arg(folder.config(&budget(20)));
+    let mut refused = Daemon::spawn(&mut command, &folder);
+    assert_eq!(refused.process.ended().await.code(), Some(3));
+    let log = refused.log();
+    let (_, least) = log.split_once("; allow ").expect("the refusal names the smallest budget");
+    let least: u32 = least
+        .split(|c: char| !c.is_ascii_digit())
+        .next()
+        .and_then(|text| text.parse().ok())
+        .expect("a number");
+    drop(refused);
+    let daemon = Daemon::start(&folder, &budget(least - 2)).await;
+    daemon.says("no history is kept: with it the memory plan exceeds the budget").await;
+    daemon.says("history 0.0").await;
+    daemon.stop().await;
+    let daemon = Daemon::start(&folder, &budget(least)).await;
+    daemon.says("history 2.0").await;
+    assert!(!daemon.log().contains("no history is kept"), "{}", daemon.log());
+    daemon.stop().await;
+}

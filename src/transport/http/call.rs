@@ -210,7 +210,7 @@ impl Caller {
         let place = Arc::clone(&shared.report_place).acquire_owned().await;
         let place = place.expect("the semaphore is never closed");
         let Some(steps) = shared.telemetry.history() else {
-            let message = "there is no history: history.enabled is false";
+            let message = "there is no history: history.enabled is false, or memory has no place for it";
             return response::error(HttpApi::Own, 503, "unavailable", message);
         };
         let model = self.context.model();
