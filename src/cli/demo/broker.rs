@@ -1,8 +1,7 @@
 //! The broker of the demo: as much of MQTT 5 as the demo needs, on a loopback port, with the packets of the client library.
 //!
 //! It has no sessions, no wills, no authentication, no shared subscriptions and no QoS 2, and it ends with the process; a home has
-//! mosquitto. Deliberately knows
-//! nothing of the daemon: it passes messages on.
+//! mosquitto. Deliberately knows nothing of the daemon: it passes messages on.
 
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnectReturnCode, Filter, Packet, PingResp, PubAck, Publish, RetainForwardRule, SubAck,
